@@ -1,0 +1,162 @@
+"""What the installed distribution is, whatever folder the tests run from.
+
+These tests need pytest and nothing else, so that they also run on the built wheel where no
+framework is installed.
+"""
+
+import ast
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+DISTRIBUTION = "lowrank-core"
+PACKAGES = ("lowrank_core", "lowrank_backends", "lowrank_torch", "lowrank_jax")
+FRAMEWORKS = ("numpy", "scipy", "torch", "jax", "jaxlib", "cupy", "cupyx", "optax")
+
+# What each package may import beside the standard library and itself.
+ALLOWED = {
+    "lowrank_core": {"array_api_compat"},
+    "lowrank_backends": {"lowrank_core"},
+    "lowrank_torch": {"lowrank_core", "torch"},
+    "lowrank_jax": {"lowrank_core", "jax", "optax"},
+}
+# An adapter module may also import the one library that it adapts.
+ADAPTED = {
+    "lowrank_backends.numpy": {"numpy", "scipy"},
+    "lowrank_backends.torch": {"torch"},
+    "lowrank_backends.jax": {"jax"},
+    "lowrank_backends.cupy": {"cupy", "cupyx"},
+}
+ENTRY_POINTS = {
+    "numpy": "lowrank_backends.numpy:NumpyOps",
+    "torch": "lowrank_backends.torch:TorchOps",
+    "jax": "lowrank_backends.jax:JaxOps",
+    "cupy": "lowrank_backends.cupy:CupyOps",
+}
+
+
+def package_folder(package: str) -> Path:
+    """Where an installed package lies, found without running it."""
+    spec = importlib.util.find_spec(package)
+    assert spec is not None, f"{package} is not installed"
+    assert spec.origin is not None, f"{package} has no __init__.py"
+    return Path(spec.origin).parent
+
+
+def module_names() -> Iterator[tuple[str, Path]]:
+    """Dotted name and file of every module of the four packages."""
+    for package in PACKAGES:
+        folder = package_folder(package)
+        for path in sorted(folder.rglob("*.py")):
+            parts = path.relative_to(folder).with_suffix("").parts
+            yield ".".join((package, *(part for part in parts if part != "__init__"))), path
+
+
+def imported_roots(source: str) -> set[str]:
+    """Top-level names that a module imports anywhere, for types alone and by literal name too."""
+    roots = set()
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Import(names=names):
+                roots |= {alias.name.split(".")[0] for alias in names}
+            case ast.ImportFrom(module=str(module), level=0):
+                roots.add(module.split(".")[0])
+            case ast.Call(
+                func=ast.Name(id="import_module" | "__import__")
+                | ast.Attribute(attr="import_module"),
+                args=[ast.Constant(value=str(name)), *_],
+            ) if not name.startswith("."):
+                roots.add(name.split(".")[0])
+    return roots
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    """A fresh interpreter in which every warning is an error."""
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+MODULES = [pytest.param(name, path, id=name) for name, path in module_names()]
+
+
+def test_every_package_has_modules_to_check():
+    assert {param.id.split(".")[0] for param in MODULES} == set(PACKAGES)
+
+
+@pytest.mark.parametrize(
+    ("source", "roots"),
+    [
+        ("import torch.nn as nn, os.path", {"torch", "os"}),
+        ("from jax.numpy import sin", {"jax"}),
+        ("from . import layout\nfrom .ops import Ops", set()),
+        ("def f():\n    import cupy", {"cupy"}),
+        ("if TYPE_CHECKING:\n    import numpy", {"numpy"}),
+        ("importlib.import_module('torch.fft')", {"torch"}),
+        ("import_module('.ops', __package__)", set()),
+        ("__import__('optax')", {"optax"}),
+        ("'import torch'  # import jax", set()),
+    ],
+)
+def test_import_reader_sees_every_form(source, roots):
+    assert imported_roots(source) == roots
+
+
+@pytest.mark.parametrize(("name", "path"), MODULES)
+def test_module_imports_only_what_its_package_may(name, path):
+    package = name.split(".")[0]
+    allowed = {package, *ALLOWED[package], *ADAPTED.get(name, ()), *sys.stdlib_module_names}
+    excess = imported_roots(path.read_text(encoding="utf-8")) - allowed
+    assert not excess, f"{name} may not import {sorted(excess)}"
+
+
+def test_importing_the_core_is_silent_and_loads_no_framework():
+    result = run_python(
+        "import sys, lowrank_core; "
+        f"loaded = sorted(set({FRAMEWORKS!r}) & set(sys.modules)); "
+        "sys.exit(f'loaded {loaded}' if loaded else 0)"
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_package_declares_its_types(package):
+    assert (package_folder(package) / "py.typed").is_file()
+
+
+def test_version_of_metadata_and_module_agree():
+    result = run_python("import lowrank_core; print(lowrank_core.__version__)")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == metadata.version(DISTRIBUTION)
+
+
+def test_entry_points_name_the_adapters():
+    points = metadata.distribution(DISTRIBUTION).entry_points.select(group="lowrank_core.ops")
+    assert {point.name: point.value for point in points} == ENTRY_POINTS
+
+
+@pytest.mark.parametrize("value", ENTRY_POINTS.values())
+def test_entry_point_leads_to_a_class(value):
+    module, _, name = value.partition(":")
+    paths = dict(module_names())
+    assert module in paths, f"there is no module {module}"
+    tree = ast.parse(paths[module].read_text(encoding="utf-8"))
+    assert name in {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+def test_only_the_core_dependency_is_required():
+    required = [
+        requirement
+        for requirement in metadata.requires(DISTRIBUTION) or []
+        if "extra ==" not in requirement
+    ]
+    assert [requirement.split(">")[0] for requirement in required] == ["array-api-compat"]
