@@ -24,16 +24,16 @@ myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
-autodoc_default_options = {"show-inheritance": False}
-autodoc_typehints = "signature"
+maximum_signature_line_length = 88
 
-# Docstrings describe arguments in words ("array of shape (m, n)"), which are not class names to
-# be looked up: these settings print them as text.
+# Docstrings say shape and dtype in words ("(..., m, n), real floating-point"), which tells a
+# reader more than the annotation `Array`, and which is no class name to be looked up: these
+# settings leave the annotations out and print the words as text.
+autodoc_typehints = "none"
 napoleon_google_docstring = False
-napoleon_numpy_docstring = True
 napoleon_use_param = False
 napoleon_use_rtype = False
-napoleon_use_ivar = True
+napoleon_attr_annotations = False
 
 nitpicky = True
 # Names of other projects: their inventories are not fetched, so that the build needs no network.
