@@ -1,0 +1,58 @@
+"""JAX: branches and step counts that trace, functional scatter, constants made outside the trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from lowrank_core import LowRankUpdate, StandardOps
+
+T = TypeVar("T")
+
+# An update leaves `jax.jit` like any other result: its arrays are traced, its geometry is static.
+jax.tree_util.register_dataclass(
+    LowRankUpdate,
+    data_fields=["factor", "indices", "residual"],
+    meta_fields=["axis", "size", "basis"],
+)
+
+
+class JaxOps(StandardOps):
+    """Operations on JAX arrays."""
+
+    def device_of(self, x: Array) -> None:
+        """Return ``None``: an array made without a device follows the arrays it meets."""
+        return None
+
+    def cond(
+        self, predicate: bool | Array, then: Callable[[], T], otherwise: Callable[[], T]
+    ) -> T:
+        """Return ``then()`` or ``otherwise()``: a host branch for a host boolean, else ``lax.cond``."""
+        if isinstance(predicate, bool):
+            return super().cond(predicate, then, otherwise)
+        chosen: T = jax.lax.cond(predicate, then, otherwise)
+        return chosen
+
+    def step_counter(self, device: object = None) -> Array:
+        """Return a step count of zero as a 0-d int32 array."""
+        return jnp.zeros((), dtype=jnp.int32, device=device)
+
+    def put(self, values: Array, indices: Array, size: int, *, axis: int) -> Array:
+        """Return zeros with ``values`` at ``indices``, by a functional scatter."""
+        shape = list(values.shape)
+        shape[axis] = size
+        full = jnp.zeros(shape, dtype=values.dtype)
+        if indices.ndim == 1:
+            return (full.at[..., indices] if axis == -1 else full.at[..., indices, :]).set(values)
+        return jnp.put_along_axis(
+            full, self.spread(indices, values, axis=axis), values, axis=axis, inplace=False
+        )
+
+    def constant(self, key: Hashable, build: Callable[[], Array]) -> Array:
+        """Return the shared constant, made of concrete numbers even inside a trace."""
+        with jax.ensure_compile_time_eval():
+            value: Array = super().constant(key, build)
+        return value

@@ -1,0 +1,16 @@
+"""NumPy: SciPy's native DCT where SciPy is installed."""
+
+from __future__ import annotations
+
+try:
+    from scipy import fft as scipy_fft
+except ImportError:  # optional: without SciPy, Makhoul's algorithm runs on numpy.fft
+    scipy_fft = None
+
+from lowrank_backends._numpy_like import NumpyLikeOps
+
+
+class NumpyOps(NumpyLikeOps):
+    """Operations on NumPy arrays."""
+
+    scipy_fft = scipy_fft

@@ -1,0 +1,41 @@
+"""Low-rank optimizer state in a fixed orthonormal basis: the mathematics, on any array library.
+
+Every function takes arrays of a library that follows the Python array API (NumPy, CuPy, PyTorch, JAX, ...)
+and returns new arrays of the same library; nothing is changed in place and nothing is remembered.
+"""
+
+from lowrank_core.columns import carry_columns, column_scores, select_columns
+from lowrank_core.dct_adamw import (
+    DCTAdamWConfig,
+    DCTAdamWState,
+    dct_adamw_init,
+    dct_adamw_step,
+)
+from lowrank_core.ops import StandardOps, ops_for, ops_for_namespace
+from lowrank_core.projection import lift, project
+from lowrank_core.state import state_bytes
+from lowrank_core.transforms import dct, dct_matrix, idct
+from lowrank_core.update import LowRankUpdate, materialize
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DCTAdamWConfig",
+    "DCTAdamWState",
+    "LowRankUpdate",
+    "StandardOps",
+    "carry_columns",
+    "column_scores",
+    "dct",
+    "dct_adamw_init",
+    "dct_adamw_step",
+    "dct_matrix",
+    "idct",
+    "lift",
+    "materialize",
+    "ops_for",
+    "ops_for_namespace",
+    "project",
+    "select_columns",
+    "state_bytes",
+]

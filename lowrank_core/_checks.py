@@ -1,0 +1,70 @@
+"""Checks of arguments: every message names the argument, the rule and the value received."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from numbers import Real
+
+from lowrank_core._typing import Array, Namespace
+
+
+def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
+    """Raise ``ValueError`` unless ``value`` is one of ``choices``."""
+    allowed = list(choices)
+    if value not in allowed:
+        listed = ", ".join(repr(choice) for choice in allowed)
+        raise ValueError(f"{name} must be one of {listed}, got {value!r}")
+
+
+def check_number(
+    name: str,
+    value: object,
+    *,
+    low: float,
+    high: float = float("inf"),
+    include_low: bool = True,
+) -> None:
+    """Raise unless a host number lies in ``[low, high)`` (``(low, high)`` without ``include_low``).
+
+    Arrays pass unseen: they may be traced, and reading one would force its value to the host.
+    """
+    if isinstance(value, bool) or (not isinstance(value, Real) and not isinstance(value, Array)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not isinstance(value, Real):
+        return
+    number = float(value)
+    # Written so that NaN, which compares false with everything, fails.
+    if not ((low <= number if include_low else low < number) and number < high):
+        rule = f"{'at least' if include_low else 'greater than'} {low:g}"
+        if high == float("inf"):
+            rule += " and finite"
+        else:
+            rule += f" and less than {high:g}"
+        raise ValueError(f"{name} must be {rule}, got {value!r}")
+
+
+def check_integer(name: str, value: object, *, low: int) -> None:
+    """Raise unless ``value`` is an integer of at least ``low``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < low:
+        raise ValueError(f"{name} must be at least {low}, got {value}")
+
+
+def check_floating(name: str, x: Array, xp: Namespace) -> None:
+    """Raise ``TypeError`` unless ``x`` holds real floating-point numbers."""
+    if not xp.isdtype(x.dtype, "real floating"):
+        raise TypeError(f"{name} must be of a real floating-point dtype, got {x.dtype}")
+
+
+def check_matrix(name: str, x: Array, xp: Namespace) -> None:
+    """Raise unless ``x`` is a real floating-point matrix or a stack of them, none of them empty."""
+    check_floating(name, x, xp)
+    if x.ndim < 2:
+        raise ValueError(f"{name} must have at least two dimensions, got shape {tuple(x.shape)}")
+
+
+def check_axis(axis: int) -> None:
+    """Raise ``ValueError`` unless ``axis`` is -1 (columns) or -2 (rows)."""
+    if axis not in (-1, -2):
+        raise ValueError(f"axis must be -1 or -2, got {axis!r}")

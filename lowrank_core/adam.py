@@ -1,0 +1,54 @@
+"""Adam's two moments and the direction they give, elementwise in whatever coordinates they are kept.
+
+References
+----------
+D. P. Kingma and J. Ba, "Adam: a method for stochastic optimization", arXiv 1412.6980, algorithm 1.
+"""
+
+from __future__ import annotations
+
+import math
+
+from lowrank_core._typing import Array, Scalar
+from lowrank_core.ops import StandardOps
+
+
+def decayed_weight(beta: Scalar, count: Scalar, ops: StandardOps, like: Array) -> Scalar:
+    """Return ``1 - beta**count``, the total weight of a running mean after ``count`` entries, without cancellation.
+
+    Host numbers give a host number; an array ``count`` (an age for each column, a traced step count) or an array
+    ``beta`` gives an array in the dtype of ``like``.
+    """
+    if isinstance(beta, (int, float)) and isinstance(count, int):
+        return -math.expm1(count * math.log(beta)) if beta > 0 else 1.0
+    xp = ops.xp
+    log_beta: Scalar
+    if isinstance(beta, (int, float)):
+        # A mean without memory has weight one after any entry; log(0) would make NaN of it at count 0.
+        log_beta = math.log(max(beta, 1e-30))
+    else:
+        log_beta = xp.log1p(ops.as_scalar(beta, like) - 1)
+    return -xp.expm1(ops.as_scalar(count, like) * log_beta)  # type: ignore[no-any-return]
+
+
+def update_moments(
+    gradient: Array, first: Array, second: Array, betas: tuple[Scalar, Scalar]
+) -> tuple[Array, Array]:
+    """Return the running means of ``gradient`` and of its square: ``m <- b1 m + (1 - b1) g``, likewise ``v``."""
+    beta1, beta2 = betas
+    return (
+        first * beta1 + gradient * (1 - beta1),
+        second * beta2 + gradient * gradient * (1 - beta2),
+    )
+
+
+def adam_direction(
+    first: Array,
+    second: Array,
+    weights: tuple[Scalar, Scalar],
+    eps: Scalar,
+    ops: StandardOps,
+) -> Array:
+    """Return ``m_hat / (sqrt(v_hat) + eps)``, the moments divided by their ``weights`` (see `decayed_weight`)."""
+    first_weight, second_weight = weights
+    return (first / first_weight) / (ops.xp.sqrt(second / second_weight) + eps)

@@ -1,0 +1,105 @@
+"""Fixed orthonormal bases: what all of them can do, and the registry of their names."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from lowrank_core._checks import check_choice
+from lowrank_core._typing import Array, Device, DType, Namespace
+from lowrank_core.makhoul import cosine_columns, cosine_matrix
+from lowrank_core.ops import StandardOps
+
+
+class MatrixFunction(Protocol):
+    """A function that builds a basis: the columns of its result are the orthonormal basis vectors."""
+
+    def __call__(self, size: int, /, *, xp: Namespace, dtype: DType, device: Device) -> Array:
+        """Return the ``(size, size)`` basis matrix."""
+
+
+class Basis:
+    """A fixed orthonormal basis ``Q``, given by the function that builds its matrix.
+
+    A subclass with a fast transform sets ``fast`` and overrides :meth:`fast_transform` and
+    :meth:`fast_inverse`; one that can make single basis vectors overrides :meth:`columns`.
+    """
+
+    fast = False
+
+    def __init__(self, name: str, build: MatrixFunction) -> None:
+        self.name = name
+        self.build = build
+
+    def check_size(self, size: int) -> None:
+        """Raise ``ValueError`` if the basis does not exist at ``size``."""
+
+    def matrix(self, size: int, like: Array, ops: StandardOps) -> Array:
+        """Return the shared ``(size, size)`` matrix in the dtype and on the device of ``like``."""
+        xp, dtype, device = ops.xp, like.dtype, ops.device_of(like)
+        return ops.constant(
+            (self.name, size, xp.__name__, str(dtype), str(device)),
+            lambda: self.build(size, xp=xp, dtype=dtype, device=device),
+        )
+
+    def transform(self, x: Array, ops: StandardOps, *, axis: int, method: str = "auto") -> Array:
+        """Return the coefficients of ``x`` along ``axis``: ``x @ Q`` or ``Q.T @ x``."""
+        size = x.shape[axis]
+        if self.fast and not ops.use_matmul(size, method):
+            return self.fast_transform(x, ops, axis=axis)
+        return ops.apply_matrix(x, self.matrix(size, x, ops), axis=axis)
+
+    def inverse(self, x: Array, ops: StandardOps, *, axis: int, method: str = "auto") -> Array:
+        """Return the matrices with coefficients ``x`` along ``axis``: ``x @ Q.T`` or ``Q @ x``."""
+        size = x.shape[axis]
+        if self.fast and not ops.use_matmul(size, method):
+            return self.fast_inverse(x, ops, axis=axis)
+        transposed = ops.xp.matrix_transpose(self.matrix(size, x, ops))
+        return ops.apply_matrix(x, transposed, axis=axis)
+
+    def fast_transform(self, x: Array, ops: StandardOps, *, axis: int) -> Array:
+        """Return what :meth:`transform` returns without the matrix."""
+        raise NotImplementedError
+
+    def fast_inverse(self, x: Array, ops: StandardOps, *, axis: int) -> Array:
+        """Return what :meth:`inverse` returns without the matrix."""
+        raise NotImplementedError
+
+    def columns(self, indices: Array, size: int, like: Array, ops: StandardOps) -> Array:
+        """Return the basis vectors ``(..., size, r)`` of ``indices`` ``(..., r)``."""
+        matrix = self.matrix(size, like, ops)
+        stacked = ops.xp.broadcast_to(matrix, (*indices.shape[:-1], size, size))
+        return ops.take(stacked, indices, axis=-1)
+
+
+class _Cosine(Basis):
+    fast = True
+
+    def fast_transform(self, x: Array, ops: StandardOps, *, axis: int) -> Array:
+        return ops.dct(x, axis=axis)
+
+    def fast_inverse(self, x: Array, ops: StandardOps, *, axis: int) -> Array:
+        return ops.idct(x, axis=axis)
+
+    def columns(self, indices: Array, size: int, like: Array, ops: StandardOps) -> Array:
+        frequencies, device = ops.as_index(indices), ops.device_of(like)
+        return cosine_columns(frequencies, size, xp=ops.xp, dtype=like.dtype, device=device)
+
+
+_REGISTRY: dict[str, Basis] = {basis.name: basis for basis in (_Cosine("dct", cosine_matrix),)}
+
+
+def basis_names() -> tuple[str, ...]:
+    """Return the names of the registered bases."""
+    return tuple(_REGISTRY)
+
+
+def get_basis(name: str) -> Basis:
+    """Return the basis registered as ``name``.
+
+    Raises
+    ------
+    ValueError
+        If there is none of that name.
+    """
+    check_choice("basis", name, _REGISTRY)
+    return _REGISTRY[name]

@@ -1,0 +1,113 @@
+"""Which dimension of a matrix is transformed, and how many of its basis vectors are kept."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from lowrank_core._checks import check_choice
+
+SIDES = ("auto", "left", "right")
+
+
+class Layout(NamedTuple):
+    """The static geometry of one matrix, or of a stack of same-shaped matrices.
+
+    Attributes
+    ----------
+    axis
+        -1 if the rows are transformed (right side), -2 if the columns are (left side).
+    size
+        Length of the transformed dimension, which is the size of the basis.
+    rank
+        Number of basis vectors kept, ``1 <= rank <= size``.
+    across
+        Length of the other dimension.
+    batch
+        Leading dimensions: one matrix per entry.
+    """
+
+    axis: int
+    size: int
+    rank: int
+    across: int
+    batch: tuple[int, ...]
+
+    @property
+    def low_rank_shape(self) -> tuple[int, ...]:
+        """Shape of what is kept: ``(..., m, r)`` on the right side, ``(..., r, n)`` on the left."""
+        return (*self.batch, *self._ordered(self.rank))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the whole matrix (with its leading dimensions)."""
+        return (*self.batch, *self._ordered(self.size))
+
+    @property
+    def indices_shape(self) -> tuple[int, ...]:
+        """Shape of the chosen indices: ``(..., r)``."""
+        return (*self.batch, self.rank)
+
+    @property
+    def scores_shape(self) -> tuple[int, ...]:
+        """Shape of one number per basis vector: ``(..., size)``."""
+        return (*self.batch, self.size)
+
+    def _ordered(self, along: int) -> tuple[int, int]:
+        return (self.across, along) if self.axis == -1 else (along, self.across)
+
+
+def check_rank(rank: int | float) -> None:
+    """Raise unless ``rank`` is a positive integer or a fraction in (0, 1)."""
+    rule = "rank must be a positive integer or a fraction in (0, 1)"
+    if isinstance(rank, bool) or not isinstance(rank, (int, float)):
+        raise TypeError(f"{rule}, got {rank!r}")
+    if not (rank >= 1 if isinstance(rank, int) else 0.0 < rank < 1.0):
+        raise ValueError(f"{rule}, got {rank!r}")
+
+
+def resolve_rank(rank: int | float, size: int) -> int:
+    """Return ``rank`` as a number of basis vectors out of ``size``.
+
+    A fraction in (0, 1) means ``round(rank * size)``, at least 1. An integer is returned as it is,
+    even above ``size``: whether that is an error depends on the caller.
+    """
+    check_rank(rank)
+    return rank if isinstance(rank, int) else max(1, round(rank * size))
+
+
+def resolve_axis(shape: tuple[int, ...], side: str) -> int:
+    """Return the transformed axis of a matrix of ``shape``, its last two dimensions being the matrix.
+
+    ``"right"`` transforms the rows (axis -1), ``"left"`` the columns (axis -2), ``"auto"`` along the
+    shorter dimension, the last one if both are equal: the fewer basis vectors there are to choose
+    from, the fewer numbers the same share of them leaves to keep.
+    """
+    check_choice("side", side, SIDES)
+    if side == "auto":
+        return -1 if shape[-1] <= shape[-2] else -2
+    return -1 if side == "right" else -2
+
+
+def layout_of(shape: tuple[int, ...], *, rank: int | float, side: str = "auto") -> Layout:
+    """Return the geometry of matrices of ``shape``.
+
+    Raises
+    ------
+    ValueError
+        If ``shape`` has fewer than two dimensions or an empty matrix, or if ``rank`` exceeds the
+        length of the transformed dimension.
+    """
+    shape = tuple(shape)
+    if len(shape) < 2:
+        raise ValueError(f"shape must have at least two dimensions, got {shape}")
+    axis = resolve_axis(shape, side)
+    size, across = shape[axis], shape[-3 - axis]
+    if size < 1:
+        raise ValueError(f"shape must have a transformed dimension of at least 1, got {shape}")
+    count = resolve_rank(rank, size)
+    if count > size:
+        raise ValueError(
+            f"rank must not exceed the transformed dimension, which is {size} for shape {shape} "
+            f"with side={side!r}, got {rank!r}"
+        )
+    return Layout(axis, size, count, across, shape[:-2])

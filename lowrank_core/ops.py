@@ -1,0 +1,197 @@
+"""The operations a step is made of, on the Python array API, and how a library's faster ones are found.
+
+:class:`StandardOps` is complete by itself. A library that has a better way for some operation gets an
+*adapter*: a subclass that overrides that operation alone and changes neither results nor layout. Adapters
+are found by the entry-point group ``lowrank_core.ops``, whose entry names are array libraries (the first
+part of the namespace's module name: ``numpy``, ``torch``, ``jax``, ``cupy``), and are loaded on first use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from functools import lru_cache
+from importlib.metadata import entry_points
+from typing import TypeVar
+
+from array_api_compat import array_namespace, is_array_api_obj
+from array_api_compat import device as device_of
+
+from lowrank_core._typing import Array, Device, DType, Namespace, Scalar
+from lowrank_core.constants import Constants
+from lowrank_core.makhoul import dct_by_fft, fft_phases, idct_by_fft
+
+ENTRY_POINT_GROUP = "lowrank_core.ops"
+METHODS = ("auto", "matmul", "fft")
+
+T = TypeVar("T")
+
+
+class StandardOps:
+    """Every operation the core needs, on the array API alone.
+
+    Parameters
+    ----------
+    xp
+        The array namespace to compute with.
+    constants
+        Holder of shared constants (basis matrices). Defaults to one that keeps the last 16 used.
+    """
+
+    #: Below this size the matrix product is the faster transform, whatever the library.
+    small_size = 32
+    #: Up to this many columns a product with them costs less than a whole transform.
+    few_columns = 96
+
+    def __init__(self, xp: Namespace, constants: Constants | None = None) -> None:
+        self.xp = xp
+        self.constants = Constants(keep=16) if constants is None else constants
+
+    # -- precision -----------------------------------------------------------------------------
+
+    def compute_dtype(self, dtype: DType) -> DType:
+        """Return the dtype to compute in: float64 for float64, float32 for anything narrower."""
+        return self.xp.float64 if dtype == self.xp.float64 else self.xp.float32
+
+    def compute_dtype_name(self, dtype: DType) -> str:
+        """Return the name of the dtype to compute in, ``dtype`` being ``None`` for the default."""
+        return "float32" if dtype is None or dtype != self.xp.float64 else "float64"
+
+    def to_compute(self, x: Array) -> Array:
+        """Return ``x`` in the dtype to compute in, without a copy where none is needed."""
+        return self.astype(x, self.compute_dtype(x.dtype))
+
+    def astype(self, x: Array, dtype: DType) -> Array:
+        """Return ``x`` as ``dtype``, without a copy where none is needed."""
+        converted: Array = self.xp.astype(x, dtype, copy=False)
+        return converted
+
+    def device_of(self, x: Array) -> Device:
+        """Return where ``x`` lives, or ``None`` where the library places arrays by itself."""
+        return device_of(x)
+
+    # -- transforms ----------------------------------------------------------------------------
+
+    def dct(self, x: Array, *, axis: int) -> Array:
+        """Return the orthonormal DCT-II of ``x`` along ``axis`` by FFT; ``x`` is in a compute dtype."""
+        phases = fft_phases(x.shape[axis], self.xp, x.dtype, self.device_of(x))
+        return self.along_last(lambda rows: dct_by_fft(rows, self.xp, phases), x, axis=axis)
+
+    def idct(self, coefficients: Array, *, axis: int) -> Array:
+        """Return the inverse of :meth:`dct` by FFT."""
+        n, dtype = coefficients.shape[axis], coefficients.dtype
+        phases = fft_phases(n, self.xp, dtype, self.device_of(coefficients))
+        return self.along_last(
+            lambda rows: idct_by_fft(rows, self.xp, phases), coefficients, axis=axis
+        )
+
+    def use_matmul(self, size: int, method: str) -> bool:
+        """Return whether a transform of ``size`` goes by the matrix product."""
+        return method == "matmul" or (method == "auto" and size < self.small_size)
+
+    def use_product(self, rank: int, size: int, method: str) -> bool:
+        """Return whether ``rank`` columns are projected on by a product instead of a whole transform."""
+        return method == "matmul" or (
+            method == "auto" and (rank <= self.few_columns or size < self.small_size)
+        )
+
+    def constant(self, key: Hashable, build: Callable[[], Array]) -> Array:
+        """Return the shared constant of ``key``, built once."""
+        return self.constants.get(key, build)
+
+    def apply_matrix(self, x: Array, matrix: Array, *, axis: int) -> Array:
+        """Return ``x @ matrix`` (axis -1) or ``matrix.T @ x`` (axis -2), batched."""
+        return x @ matrix if axis == -1 else self.xp.matrix_transpose(matrix) @ x
+
+    def along_last(self, function: Callable[[Array], Array], x: Array, *, axis: int) -> Array:
+        """Return ``function``, which works along the last axis, applied along ``axis``."""
+        if axis == -1:
+            return function(x)
+        transformed: Array = self.xp.matrix_transpose(function(self.xp.matrix_transpose(x)))
+        return transformed
+
+    # -- choosing and moving columns -----------------------------------------------------------
+
+    def as_index(self, indices: Array) -> Array:
+        """Return ``indices`` in the integer dtype the library indexes with."""
+        info = self.xp.__array_namespace_info__()
+        return self.astype(indices, info.default_dtypes(device=self.device_of(indices))["indexing"])
+
+    def top_k(self, scores: Array, k: int) -> Array:
+        """Return the indices ``(..., k)`` of the largest scores, ascending; of equals the lower index wins."""
+        order = self.xp.argsort(scores, axis=-1, descending=True, stable=True)[..., :k]
+        return self.astype(self.xp.sort(order, axis=-1), self.xp.int32)
+
+    def take(self, x: Array, indices: Array, *, axis: int) -> Array:
+        """Return the rows or columns ``indices`` ``(..., r)`` of the matrices ``x`` along ``axis``."""
+        index = self.as_index(indices)
+        if index.ndim == 1:
+            taken: Array = self.xp.take(x, index, axis=axis)
+            return taken
+        return self.xp.take_along_axis(x, self.spread(index, x, axis=axis), axis=axis)  # type: ignore[no-any-return]
+
+    def put(self, values: Array, indices: Array, size: int, *, axis: int) -> Array:
+        """Return zeros of ``size`` along ``axis`` with ``values`` at ``indices``: the reverse of :meth:`take`."""
+        # The array API has no scatter. Gathering through the inverse map gives the same: place j takes
+        # from the position of j among the indices, or from an appended zero.
+        xp = self.xp
+        match = indices[..., None] == xp.arange(size, dtype=indices.dtype, device=self.device_of(indices))
+        found = xp.any(match, axis=-2)
+        position = xp.where(found, xp.argmax(self.astype(match, xp.int8), axis=-2), indices.shape[-1])
+        edge = values[..., :1] if axis == -1 else values[..., :1, :]
+        padded = xp.concat([values, xp.zeros_like(edge)], axis=axis)
+        return self.take(padded, position, axis=axis)
+
+    def spread(self, index: Array, x: Array, *, axis: int) -> Array:
+        """Return ``index`` ``(..., r)`` repeated across the other dimension of the matrices ``x``."""
+        lifted = index[..., None, :] if axis == -1 else index[..., :, None]
+        shape = list(x.shape)
+        shape[axis] = index.shape[-1]
+        spread: Array = self.xp.broadcast_to(lifted, tuple(shape))
+        return spread
+
+    # -- control -------------------------------------------------------------------------------
+
+    def cond(self, predicate: bool | Array, then: Callable[[], T], otherwise: Callable[[], T]) -> T:
+        """Return ``then()`` if ``predicate`` holds, ``otherwise()`` if not; both give the same shapes."""
+        return then() if bool(predicate) else otherwise()
+
+    def step_counter(self, device: Device = None) -> int | Array:
+        """Return a step count of zero: a host number, or a 0-d int32 array where steps are traced."""
+        return 0
+
+    def as_scalar(self, value: Scalar, like: Array) -> Scalar:
+        """Return a host number unchanged and an array as a 0-d array of the dtype of ``like``."""
+        return self.astype(value, like.dtype) if is_array_api_obj(value) else value  # type: ignore[arg-type]
+
+    def sum_shards(self, partial: Array) -> Array:
+        """Return the sum of ``partial`` over all shards of the matrix: itself on one device."""
+        return partial
+
+
+@lru_cache(maxsize=None)
+def _ops_of(xp: Namespace) -> StandardOps:
+    library = xp.__name__.removeprefix("array_api_compat.").split(".")[0]
+    for entry in entry_points(group=ENTRY_POINT_GROUP, name=library):
+        adapter: StandardOps = entry.load()(xp)
+        return adapter
+    return StandardOps(xp)
+
+
+def namespace_of(*arrays: Array) -> Namespace:
+    """Return the array-API namespace of ``arrays``."""
+    return array_namespace(*arrays)
+
+
+def standard_namespace(xp: Namespace) -> Namespace:
+    """Return ``xp`` itself if it follows the array API, or its compatible wrapper (``torch``, ``numpy``)."""
+    return array_namespace(xp.empty(0))
+
+
+def ops_for(array: Array) -> StandardOps:
+    """Return the operations for ``array``'s library: its adapter, or :class:`StandardOps` without one."""
+    return _ops_of(array_namespace(array))
+
+
+def ops_for_namespace(xp: Namespace) -> StandardOps:
+    """Return the operations for a namespace, wrapped for the array API where need be."""
+    return _ops_of(standard_namespace(xp))

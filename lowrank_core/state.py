@@ -1,0 +1,96 @@
+"""What optimizer state is made of: the shape and dtype of every array, and so its size in bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+from lowrank_core._checks import check_choice
+from lowrank_core._typing import Array, Device
+from lowrank_core.ops import StandardOps
+
+_ITEM_BYTES = {"float64": 8, "float32": 4, "int32": 4, "bfloat16": 2, "float16": 2, "uint8": 1}
+STATE_DTYPES = ("float64", "float32", "bfloat16", "float16")
+
+
+class ArraySpec(NamedTuple):
+    """Shape of an array and the name of its dtype."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return math.prod(self.shape) * _ITEM_BYTES[self.dtype]
+
+
+class HasState(Protocol):
+    """A configuration that knows the state it leads to."""
+
+    def state_spec(self, shape: tuple[int, ...], dtype: str = "float32") -> dict[str, ArraySpec]:
+        """Return shape and dtype of every array of the state of matrices of ``shape``."""
+
+
+def check_state_dtype(name: str | None) -> None:
+    """Raise ``ValueError`` unless ``name`` names a dtype that moments can be kept in."""
+    check_choice("state_dtype", name, (None, *STATE_DTYPES))
+
+
+def empty_state(spec: Mapping[str, ArraySpec], ops: StandardOps, device: Device) -> dict[str, Array]:
+    """Return arrays of zeros as ``spec`` says.
+
+    Raises
+    ------
+    ValueError
+        If the array library has no such dtype.
+    """
+    arrays = {}
+    for name, (shape, dtype) in spec.items():
+        if not hasattr(ops.xp, dtype):
+            raise ValueError(
+                f"state_dtype must be a dtype of {ops.xp.__name__}, which has no {dtype!r}"
+            )
+        arrays[name] = ops.xp.zeros(shape, dtype=getattr(ops.xp, dtype), device=device)
+    return arrays
+
+
+def check_state(
+    state: Any, spec: Mapping[str, ArraySpec], shape: tuple[int, ...]
+) -> None:
+    """Raise ``ValueError`` unless ``state`` has the arrays of ``spec``, which matrices of ``shape`` ask for."""
+    for name, array in state._asdict().items():
+        if name == "step":
+            continue
+        wanted = spec[name].shape if name in spec else None
+        found = None if array is None else tuple(array.shape)
+        if wanted != found:
+            raise ValueError(
+                f"state must fit the gradient and the config: for a gradient of shape {shape}, {name} is "
+                f"{_described(wanted)}, got {_described(found)}"
+            )
+
+
+def state_bytes(shape: tuple[int, ...], config: HasState, *, dtype: str = "float32") -> int:
+    """Return the bytes of optimizer state of matrices of ``shape``, without making an array.
+
+    Parameters
+    ----------
+    shape
+        ``(..., m, n)``: leading dimensions stack independent matrices.
+    config
+        A `DCTAdamWConfig` or a `TrionConfig`.
+    dtype
+        Name of the dtype the moments are kept in unless ``config.state_dtype`` says otherwise.
+
+    Returns
+    -------
+    int
+        Bytes of all arrays of the state. The step count, a number, is not among them.
+    """
+    return sum(array.nbytes for array in config.state_spec(tuple(shape), dtype).values())
+
+
+def _described(shape: tuple[int, ...] | None) -> str:
+    return "absent" if shape is None else f"of shape {shape}"
