@@ -51,6 +51,14 @@ def check_integer(name: str, value: object, *, low: int) -> None:
         raise ValueError(f"{name} must be at least {low}, got {value}")
 
 
+def check_betas(betas: object) -> None:
+    """Raise unless ``betas`` is a pair of decay rates in [0, 1)."""
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise ValueError(f"betas must be a pair of numbers, got {betas!r}")
+    for index, beta in enumerate(betas):
+        check_number(f"betas[{index}]", beta, low=0, high=1)
+
+
 def check_floating(name: str, x: Array, xp: Namespace) -> None:
     """Raise ``TypeError`` unless ``x`` holds real floating-point numbers."""
     if not xp.isdtype(x.dtype, "real floating"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, Self, TypeAlias, runtime_checkable
+from typing import Any, Protocol, Self, TypeAlias, TypeVar, runtime_checkable
 
 #: An array namespace of the Python array API (``numpy``, ``jax.numpy``, ...). Namespaces are modules,
 #: which the type system cannot describe by their contents.
@@ -53,3 +53,6 @@ class Array(Protocol):
 
 #: A number that lives on the host, or a 0-d array (perhaps traced) of the array library in use.
 Scalar: TypeAlias = "float | Array"
+
+#: An array type, where a class is written for one library's arrays.
+A = TypeVar("A", bound=Array)

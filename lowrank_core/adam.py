@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 
 from lowrank_core._typing import Array, Scalar
-from lowrank_core.ops import StandardOps
+from lowrank_core.ops import Ops
 
 
-def decayed_weight(beta: Scalar, count: Scalar, ops: StandardOps, like: Array) -> Scalar:
+def decayed_weight(beta: Scalar, count: Scalar, ops: Ops, like: Array) -> Scalar:
     """Return ``1 - beta**count``, the total weight of a running mean after ``count`` entries, without cancellation.
 
     Host numbers give a host number; an array ``count`` (an age for each column, a traced step count) or an array
@@ -22,13 +22,10 @@ def decayed_weight(beta: Scalar, count: Scalar, ops: StandardOps, like: Array) -
     if isinstance(beta, (int, float)) and isinstance(count, int):
         return -math.expm1(count * math.log(beta)) if beta > 0 else 1.0
     xp = ops.xp
-    log_beta: Scalar
-    if isinstance(beta, (int, float)):
-        # A mean without memory has weight one after any entry; log(0) would make NaN of it at count 0.
-        log_beta = math.log(max(beta, 1e-30))
-    else:
-        log_beta = xp.log1p(ops.as_scalar(beta, like) - 1)
-    return -xp.expm1(ops.as_scalar(count, like) * log_beta)  # type: ignore[no-any-return]
+    # A mean without memory has weight one after any entry; log(0) would make NaN of it at count 0.
+    host = isinstance(beta, (int, float))
+    log_beta = math.log(max(beta, 1e-30)) if host else xp.log1p(ops.as_scalar(beta, like) - 1)
+    return -xp.expm1(ops.as_scalar(count, like) * log_beta)
 
 
 def update_moments(
@@ -47,7 +44,7 @@ def adam_direction(
     second: Array,
     weights: tuple[Scalar, Scalar],
     eps: Scalar,
-    ops: StandardOps,
+    ops: Ops,
 ) -> Array:
     """Return ``m_hat / (sqrt(v_hat) + eps)``, the moments divided by their ``weights`` (see `decayed_weight`)."""
     first_weight, second_weight = weights

@@ -7,7 +7,7 @@ from typing import Protocol
 from lowrank_core._checks import check_choice
 from lowrank_core._typing import Array, Device, DType, Namespace
 from lowrank_core.makhoul import cosine_columns, cosine_matrix
-from lowrank_core.ops import StandardOps
+from lowrank_core.ops import Ops
 
 
 class MatrixFunction(Protocol):
@@ -33,7 +33,7 @@ class Basis:
     def check_size(self, size: int) -> None:
         """Raise ``ValueError`` if the basis does not exist at ``size``."""
 
-    def matrix(self, size: int, like: Array, ops: StandardOps) -> Array:
+    def matrix(self, size: int, like: Array, ops: Ops) -> Array:
         """Return the shared ``(size, size)`` matrix in the dtype and on the device of ``like``."""
         xp, dtype, device = ops.xp, like.dtype, ops.device_of(like)
         return ops.constant(
@@ -41,14 +41,14 @@ class Basis:
             lambda: self.build(size, xp=xp, dtype=dtype, device=device),
         )
 
-    def transform(self, x: Array, ops: StandardOps, *, axis: int, method: str = "auto") -> Array:
+    def transform(self, x: Array, ops: Ops, *, axis: int, method: str = "auto") -> Array:
         """Return the coefficients of ``x`` along ``axis``: ``x @ Q`` or ``Q.T @ x``."""
         size = x.shape[axis]
         if self.fast and not ops.use_matmul(size, method):
             return self.fast_transform(x, ops, axis=axis)
         return ops.apply_matrix(x, self.matrix(size, x, ops), axis=axis)
 
-    def inverse(self, x: Array, ops: StandardOps, *, axis: int, method: str = "auto") -> Array:
+    def inverse(self, x: Array, ops: Ops, *, axis: int, method: str = "auto") -> Array:
         """Return the matrices with coefficients ``x`` along ``axis``: ``x @ Q.T`` or ``Q @ x``."""
         size = x.shape[axis]
         if self.fast and not ops.use_matmul(size, method):
@@ -56,15 +56,15 @@ class Basis:
         transposed = ops.xp.matrix_transpose(self.matrix(size, x, ops))
         return ops.apply_matrix(x, transposed, axis=axis)
 
-    def fast_transform(self, x: Array, ops: StandardOps, *, axis: int) -> Array:
+    def fast_transform(self, x: Array, ops: Ops, *, axis: int) -> Array:
         """Return what :meth:`transform` returns without the matrix."""
         raise NotImplementedError
 
-    def fast_inverse(self, x: Array, ops: StandardOps, *, axis: int) -> Array:
+    def fast_inverse(self, x: Array, ops: Ops, *, axis: int) -> Array:
         """Return what :meth:`inverse` returns without the matrix."""
         raise NotImplementedError
 
-    def columns(self, indices: Array, size: int, like: Array, ops: StandardOps) -> Array:
+    def columns(self, indices: Array, size: int, like: Array, ops: Ops) -> Array:
         """Return the basis vectors ``(..., size, r)`` of ``indices`` ``(..., r)``."""
         matrix = self.matrix(size, like, ops)
         stacked = ops.xp.broadcast_to(matrix, (*indices.shape[:-1], size, size))
@@ -74,13 +74,13 @@ class Basis:
 class _Cosine(Basis):
     fast = True
 
-    def fast_transform(self, x: Array, ops: StandardOps, *, axis: int) -> Array:
+    def fast_transform(self, x: Array, ops: Ops, *, axis: int) -> Array:
         return ops.dct(x, axis=axis)
 
-    def fast_inverse(self, x: Array, ops: StandardOps, *, axis: int) -> Array:
+    def fast_inverse(self, x: Array, ops: Ops, *, axis: int) -> Array:
         return ops.idct(x, axis=axis)
 
-    def columns(self, indices: Array, size: int, like: Array, ops: StandardOps) -> Array:
+    def columns(self, indices: Array, size: int, like: Array, ops: Ops) -> Array:
         frequencies, device = ops.as_index(indices), ops.device_of(like)
         return cosine_columns(frequencies, size, xp=ops.xp, dtype=like.dtype, device=device)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lowrank_core._checks import check_axis, check_choice, check_integer, check_matrix
 from lowrank_core._typing import Array
-from lowrank_core.ops import StandardOps, ops_for
+from lowrank_core.ops import Ops, ops_for
 
 SCORES = ("l1", "l2")
 
@@ -40,10 +40,10 @@ def column_scores(coefficients: Array, /, *, axis: int = -1, norm: str = "l2") -
     check_axis(axis)
     check_choice("norm", norm, SCORES)
     totals = score_sums(ops.to_compute(coefficients), axis, norm, ops)
-    return ops.xp.sqrt(totals) if norm == "l2" else totals  # type: ignore[no-any-return]
+    return ops.xp.sqrt(totals) if norm == "l2" else totals
 
 
-def score_sums(coefficients: Array, axis: int, norm: str, ops: StandardOps) -> Array:
+def score_sums(coefficients: Array, axis: int, norm: str, ops: Ops) -> Array:
     """Return sums of squares (l2) or of magnitudes (l1) over all shards: what scores are made of."""
     across = -3 - axis
     terms = ops.xp.abs(coefficients) if norm == "l1" else coefficients * coefficients
@@ -81,7 +81,7 @@ def select_columns(scores: Array, /, rank: int) -> Array:
     return top_columns(scores, rank, ops_for(scores))
 
 
-def top_columns(scores: Array, rank: int, ops: StandardOps) -> Array:
+def top_columns(scores: Array, rank: int, ops: Ops) -> Array:
     """Return what :func:`select_columns` returns, unchecked."""
     xp = ops.xp
     return ops.top_k(xp.where(xp.isnan(scores), -xp.inf, scores), rank)
@@ -114,7 +114,7 @@ def carry_columns(moments: Array, previous: Array, current: Array, /, *, axis: i
     return gather_matched(moments, position, stayed, ops, axis=axis)
 
 
-def match_columns(previous: Array, current: Array, ops: StandardOps) -> tuple[Array, Array]:
+def match_columns(previous: Array, current: Array, ops: Ops) -> tuple[Array, Array]:
     """Return, for each of ``current``, its place in ``previous`` and whether it has one."""
     xp = ops.xp
     match = current[..., :, None] == previous[..., None, :]
@@ -122,11 +122,9 @@ def match_columns(previous: Array, current: Array, ops: StandardOps) -> tuple[Ar
     return position, xp.any(match, axis=-1)
 
 
-def gather_matched(
-    moments: Array, position: Array, stayed: Array, ops: StandardOps, *, axis: int
-) -> Array:
+def gather_matched(moments: Array, position: Array, stayed: Array, ops: Ops, *, axis: int) -> Array:
     """Return ``moments`` gathered at ``position``, zero where a column has not ``stayed``."""
     mask = stayed[..., None, :] if axis == -1 else stayed[..., :, None]
     gathered = ops.take(moments, position, axis=axis)
     # A selection, not a product: what a column leaves behind may be infinite.
-    return ops.xp.where(mask, gathered, ops.xp.zeros_like(gathered))  # type: ignore[no-any-return]
+    return ops.xp.where(mask, gathered, ops.xp.zeros_like(gathered))

@@ -9,7 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lowrank_core._checks import check_choice, check_integer, check_matrix, check_number
+from lowrank_core._checks import (
+    check_betas,
+    check_choice,
+    check_integer,
+    check_matrix,
+    check_number,
+)
 from lowrank_core._typing import Array, Device, DType, Namespace, Scalar
 from lowrank_core.adam import adam_direction, decayed_weight, update_moments
 from lowrank_core.bases import basis_names, get_basis
@@ -21,7 +27,7 @@ from lowrank_core.columns import (
     top_columns,
 )
 from lowrank_core.layout import SIDES, Layout, check_rank, layout_of
-from lowrank_core.ops import METHODS, StandardOps, ops_for, ops_for_namespace
+from lowrank_core.ops import METHODS, Ops, ops_for, ops_for_namespace
 from lowrank_core.projection import lift_from, project_onto
 from lowrank_core.state import ArraySpec, check_state, check_state_dtype, empty_state
 from lowrank_core.update import LowRankUpdate
@@ -82,10 +88,7 @@ class DCTAdamWConfig:
 
     def __post_init__(self) -> None:
         check_rank(self.rank)
-        if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2:
-            raise ValueError(f"betas must be a pair of numbers, got {self.betas!r}")
-        for index, beta in enumerate(self.betas):
-            check_number(f"betas[{index}]", beta, low=0, high=1)
+        check_betas(self.betas)
         check_number("eps", self.eps, low=0)
         check_choice("basis", self.basis, basis_names())
         check_choice("score", self.score, SCORES)
@@ -182,7 +185,7 @@ def dct_adamw_step(
     /,
     *,
     refresh: bool | Array | None = None,
-    ops: StandardOps | None = None,
+    ops: Ops | None = None,
 ) -> tuple[LowRankUpdate, DCTAdamWState]:
     """Return the direction of one step and the state after it; neither argument is changed.
 
@@ -244,9 +247,7 @@ def dct_adamw_step(
         )
 
     def keep() -> tuple[Array, Array, Array, Array | None, Array]:
-        low_rank = project_onto(
-            full, state.indices, basis, ops, axis=axis, method=config.method
-        )
+        low_rank = project_onto(full, state.indices, basis, ops, axis=axis, method=config.method)
         return state.indices, first, second, state.ages, low_rank
 
     if refresh is None:
@@ -281,9 +282,9 @@ def dct_adamw_step(
     )
 
 
-def _carry_ages(ages: Array, position: Array, stayed: Array, ops: StandardOps) -> Array:
+def _carry_ages(ages: Array, position: Array, stayed: Array, ops: Ops) -> Array:
     carried = ops.xp.take_along_axis(ages, ops.as_index(position), axis=-1)
-    return ops.xp.where(stayed, carried, ops.xp.zeros_like(carried))  # type: ignore[no-any-return]
+    return ops.xp.where(stayed, carried, ops.xp.zeros_like(carried))
 
 
 def _across(weight: Scalar, axis: int) -> Scalar:

@@ -13,8 +13,9 @@ Everything in this module works along the last axis and in the dtype it is given
 from __future__ import annotations
 
 import math
+from typing import Any
 
-from lowrank_core._typing import Array, Device, DType, Namespace
+from lowrank_core._typing import A, Array, Device, DType, Namespace
 
 
 def cosine_columns(
@@ -29,8 +30,8 @@ def cosine_columns(
     # product grows to n^2 and costs a float32 basis of size 4096 three of its seven digits.
     phase = _product_modulo(odd[:, None], frequencies[..., None, :], 4 * size, xp)
     columns = xp.cos(xp.astype(phase, dtype) * (math.pi / (2 * size))) * math.sqrt(2 / size)
-    constant = frequencies[..., None, :] == 0
-    return xp.where(constant, columns * math.sqrt(0.5), columns)  # type: ignore[no-any-return]
+    constant = frequencies[..., None, :] < 1
+    return xp.where(constant, columns * math.sqrt(0.5), columns)
 
 
 def cosine_matrix(size: int, *, xp: Namespace, dtype: DType, device: Device) -> Array:
@@ -42,7 +43,7 @@ def cosine_matrix(size: int, *, xp: Namespace, dtype: DType, device: Device) -> 
 def _product_modulo(a: Array, b: Array, modulus: int, xp: Namespace) -> Array:
     """Return ``a * b % modulus`` for ``0 <= a, b < modulus <= 2**22`` without leaving int32."""
     if modulus * modulus < 2**33:  # a < modulus / 2 and b < modulus / 4 here
-        return xp.remainder(a * b, modulus)  # type: ignore[no-any-return]
+        return xp.remainder(a * b, modulus)
     # Horner's rule in base 256; no partial result reaches 2**31.
     result = xp.zeros_like(a * b)
     for shift in (16, 8, 0):
@@ -50,7 +51,7 @@ def _product_modulo(a: Array, b: Array, modulus: int, xp: Namespace) -> Array:
     return result
 
 
-def dct_by_fft(x: Array, xp: Namespace, phases: tuple[Array, Array]) -> Array:
+def dct_by_fft(x: A, xp: Namespace, phases: tuple[A, A]) -> A:
     """Return the orthonormal DCT-II of the last axis of ``x``, by one real FFT (phases: `fft_phases`)."""
     n = x.shape[-1]
     reordered = xp.concat([x[..., ::2], xp.flip(x[..., 1::2], axis=-1)], axis=-1)
@@ -64,7 +65,7 @@ def dct_by_fft(x: Array, xp: Namespace, phases: tuple[Array, Array]) -> Array:
     return xp.concat([head, xp.flip(tail, axis=-1)], axis=-1)
 
 
-def idct_by_fft(coefficients: Array, xp: Namespace, phases: tuple[Array, Array]) -> Array:
+def idct_by_fft(coefficients: A, xp: Namespace, phases: tuple[A, A]) -> A:
     """Return the inverse of :func:`dct_by_fft` along the last axis, by one inverse real FFT."""
     n = coefficients.shape[-1]
     half = n // 2 + 1
@@ -90,13 +91,13 @@ def idct_by_fft(coefficients: Array, xp: Namespace, phases: tuple[Array, Array])
     return interleaved[..., :n]
 
 
-def fft_phases(n: int, xp: Namespace, dtype: DType, device: Device) -> tuple[Array, Array]:
+def fft_phases(n: int, xp: Namespace, dtype: DType, device: Device) -> tuple[Any, Any]:
     """Return ``(sqrt(2/n) cos, sqrt(2/n) sin)`` of ``pi k / (2n)``, ``k = 0 .. n//2``, orthonormal at k = 0."""
     angle = xp.arange(n // 2 + 1, dtype=dtype, device=device) * (math.pi / (2 * n))
     scale = xp.where(angle == 0, math.sqrt(1 / n), xp.full_like(angle, math.sqrt(2 / n)))
     return xp.cos(angle) * scale, xp.sin(angle) * scale
 
 
-def _complex(real: Array, imag: Array, xp: Namespace) -> Array:
+def _complex(real: A, imag: A, xp: Namespace) -> A:
     dtype = xp.complex128 if real.dtype == xp.float64 else xp.complex64
     return xp.astype(real, dtype) + xp.astype(imag, dtype) * 1j

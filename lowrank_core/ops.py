@@ -9,14 +9,14 @@ part of the namespace's module name: ``numpy``, ``torch``, ``jax``, ``cupy``), a
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from functools import lru_cache
+from functools import cache
 from importlib.metadata import entry_points
-from typing import TypeVar
+from typing import Any, Generic, Self, TypeAlias, TypeVar
 
 from array_api_compat import array_namespace, is_array_api_obj
 from array_api_compat import device as device_of
 
-from lowrank_core._typing import Array, Device, DType, Namespace, Scalar
+from lowrank_core._typing import A, Array, Device, DType, Namespace, Scalar
 from lowrank_core.constants import Constants
 from lowrank_core.makhoul import dct_by_fft, fft_phases, idct_by_fft
 
@@ -26,7 +26,7 @@ METHODS = ("auto", "matmul", "fft")
 T = TypeVar("T")
 
 
-class StandardOps:
+class StandardOps(Generic[A]):
     """Every operation the core needs, on the array API alone.
 
     Parameters
@@ -46,6 +46,10 @@ class StandardOps:
         self.xp = xp
         self.constants = Constants(keep=16) if constants is None else constants
 
+    def holding(self, constants: Constants) -> Self:
+        """Return the same operations with another holder of constants, so that they are freed with it."""
+        return type(self)(self.xp, constants)
+
     # -- precision -----------------------------------------------------------------------------
 
     def compute_dtype(self, dtype: DType) -> DType:
@@ -56,27 +60,27 @@ class StandardOps:
         """Return the name of the dtype to compute in, ``dtype`` being ``None`` for the default."""
         return "float32" if dtype is None or dtype != self.xp.float64 else "float64"
 
-    def to_compute(self, x: Array) -> Array:
+    def to_compute(self, x: A) -> A:
         """Return ``x`` in the dtype to compute in, without a copy where none is needed."""
         return self.astype(x, self.compute_dtype(x.dtype))
 
-    def astype(self, x: Array, dtype: DType) -> Array:
+    def astype(self, x: A, dtype: DType) -> A:
         """Return ``x`` as ``dtype``, without a copy where none is needed."""
-        converted: Array = self.xp.astype(x, dtype, copy=False)
+        converted: A = self.xp.astype(x, dtype, copy=False)
         return converted
 
-    def device_of(self, x: Array) -> Device:
+    def device_of(self, x: A) -> Device:
         """Return where ``x`` lives, or ``None`` where the library places arrays by itself."""
         return device_of(x)
 
     # -- transforms ----------------------------------------------------------------------------
 
-    def dct(self, x: Array, *, axis: int) -> Array:
+    def dct(self, x: A, *, axis: int) -> A:
         """Return the orthonormal DCT-II of ``x`` along ``axis`` by FFT; ``x`` is in a compute dtype."""
         phases = fft_phases(x.shape[axis], self.xp, x.dtype, self.device_of(x))
         return self.along_last(lambda rows: dct_by_fft(rows, self.xp, phases), x, axis=axis)
 
-    def idct(self, coefficients: Array, *, axis: int) -> Array:
+    def idct(self, coefficients: A, *, axis: int) -> A:
         """Return the inverse of :meth:`dct` by FFT."""
         n, dtype = coefficients.shape[axis], coefficients.dtype
         phases = fft_phases(n, self.xp, dtype, self.device_of(coefficients))
@@ -94,85 +98,94 @@ class StandardOps:
             method == "auto" and (rank <= self.few_columns or size < self.small_size)
         )
 
-    def constant(self, key: Hashable, build: Callable[[], Array]) -> Array:
+    def constant(self, key: Hashable, build: Callable[[], A]) -> A:
         """Return the shared constant of ``key``, built once."""
-        return self.constants.get(key, build)
+        value: Any = self.constants.get(key, build)
+        return value
 
-    def apply_matrix(self, x: Array, matrix: Array, *, axis: int) -> Array:
+    def apply_matrix(self, x: A, matrix: A, *, axis: int) -> A:
         """Return ``x @ matrix`` (axis -1) or ``matrix.T @ x`` (axis -2), batched."""
         return x @ matrix if axis == -1 else self.xp.matrix_transpose(matrix) @ x
 
-    def along_last(self, function: Callable[[Array], Array], x: Array, *, axis: int) -> Array:
+    def along_last(self, function: Callable[[A], A], x: A, *, axis: int) -> A:
         """Return ``function``, which works along the last axis, applied along ``axis``."""
         if axis == -1:
             return function(x)
-        transformed: Array = self.xp.matrix_transpose(function(self.xp.matrix_transpose(x)))
+        transformed: A = self.xp.matrix_transpose(function(self.xp.matrix_transpose(x)))
         return transformed
 
     # -- choosing and moving columns -----------------------------------------------------------
 
-    def as_index(self, indices: Array) -> Array:
+    def as_index(self, indices: A) -> A:
         """Return ``indices`` in the integer dtype the library indexes with."""
         info = self.xp.__array_namespace_info__()
         return self.astype(indices, info.default_dtypes(device=self.device_of(indices))["indexing"])
 
-    def top_k(self, scores: Array, k: int) -> Array:
+    def top_k(self, scores: A, k: int) -> A:
         """Return the indices ``(..., k)`` of the largest scores, ascending; of equals the lower index wins."""
         order = self.xp.argsort(scores, axis=-1, descending=True, stable=True)[..., :k]
         return self.astype(self.xp.sort(order, axis=-1), self.xp.int32)
 
-    def take(self, x: Array, indices: Array, *, axis: int) -> Array:
+    def take(self, x: A, indices: A, *, axis: int) -> A:
         """Return the rows or columns ``indices`` ``(..., r)`` of the matrices ``x`` along ``axis``."""
         index = self.as_index(indices)
         if index.ndim == 1:
-            taken: Array = self.xp.take(x, index, axis=axis)
+            taken: A = self.xp.take(x, index, axis=axis)
             return taken
-        return self.xp.take_along_axis(x, self.spread(index, x, axis=axis), axis=axis)  # type: ignore[no-any-return]
+        return self.xp.take_along_axis(x, self.spread(index, x, axis=axis), axis=axis)
 
-    def put(self, values: Array, indices: Array, size: int, *, axis: int) -> Array:
+    def put(self, values: A, indices: A, size: int, *, axis: int) -> A:
         """Return zeros of ``size`` along ``axis`` with ``values`` at ``indices``: the reverse of :meth:`take`."""
         # The array API has no scatter. Gathering through the inverse map gives the same: place j takes
         # from the position of j among the indices, or from an appended zero.
         xp = self.xp
-        match = indices[..., None] == xp.arange(size, dtype=indices.dtype, device=self.device_of(indices))
+        match = indices[..., None] == xp.arange(
+            size, dtype=indices.dtype, device=self.device_of(indices)
+        )
         found = xp.any(match, axis=-2)
-        position = xp.where(found, xp.argmax(self.astype(match, xp.int8), axis=-2), indices.shape[-1])
+        position = xp.where(
+            found, xp.argmax(self.astype(match, xp.int8), axis=-2), indices.shape[-1]
+        )
         edge = values[..., :1] if axis == -1 else values[..., :1, :]
         padded = xp.concat([values, xp.zeros_like(edge)], axis=axis)
         return self.take(padded, position, axis=axis)
 
-    def spread(self, index: Array, x: Array, *, axis: int) -> Array:
+    def spread(self, index: A, x: A, *, axis: int) -> A:
         """Return ``index`` ``(..., r)`` repeated across the other dimension of the matrices ``x``."""
         lifted = index[..., None, :] if axis == -1 else index[..., :, None]
         shape = list(x.shape)
         shape[axis] = index.shape[-1]
-        spread: Array = self.xp.broadcast_to(lifted, tuple(shape))
+        spread: A = self.xp.broadcast_to(lifted, tuple(shape))
         return spread
 
     # -- control -------------------------------------------------------------------------------
 
-    def cond(self, predicate: bool | Array, then: Callable[[], T], otherwise: Callable[[], T]) -> T:
+    def cond(self, predicate: bool | A, then: Callable[[], T], otherwise: Callable[[], T]) -> T:
         """Return ``then()`` if ``predicate`` holds, ``otherwise()`` if not; both give the same shapes."""
         return then() if bool(predicate) else otherwise()
 
-    def step_counter(self, device: Device = None) -> int | Array:
+    def step_counter(self, device: Device = None) -> int | A:
         """Return a step count of zero: a host number, or a 0-d int32 array where steps are traced."""
         return 0
 
-    def as_scalar(self, value: Scalar, like: Array) -> Scalar:
+    def as_scalar(self, value: Scalar, like: A) -> Scalar:
         """Return a host number unchanged and an array as a 0-d array of the dtype of ``like``."""
         return self.astype(value, like.dtype) if is_array_api_obj(value) else value  # type: ignore[arg-type]
 
-    def sum_shards(self, partial: Array) -> Array:
+    def sum_shards(self, partial: A) -> A:
         """Return the sum of ``partial`` over all shards of the matrix: itself on one device."""
         return partial
 
 
-@lru_cache(maxsize=None)
-def _ops_of(xp: Namespace) -> StandardOps:
+#: Operations, whatever the array type.
+Ops: TypeAlias = StandardOps[Any]
+
+
+@cache
+def _ops_of(xp: Namespace) -> Ops:
     library = xp.__name__.removeprefix("array_api_compat.").split(".")[0]
     for entry in entry_points(group=ENTRY_POINT_GROUP, name=library):
-        adapter: StandardOps = entry.load()(xp)
+        adapter: Ops = entry.load()(xp)
         return adapter
     return StandardOps(xp)
 
@@ -187,11 +200,11 @@ def standard_namespace(xp: Namespace) -> Namespace:
     return array_namespace(xp.empty(0))
 
 
-def ops_for(array: Array) -> StandardOps:
+def ops_for(array: Array) -> Ops:
     """Return the operations for ``array``'s library: its adapter, or :class:`StandardOps` without one."""
     return _ops_of(array_namespace(array))
 
 
-def ops_for_namespace(xp: Namespace) -> StandardOps:
+def ops_for_namespace(xp: Namespace) -> Ops:
     """Return the operations for a namespace, wrapped for the array API where need be."""
     return _ops_of(standard_namespace(xp))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lowrank_core._checks import check_axis, check_choice, check_integer, check_matrix
 from lowrank_core._typing import Array
 from lowrank_core.bases import Basis, get_basis
-from lowrank_core.ops import METHODS, StandardOps, ops_for
+from lowrank_core.ops import METHODS, Ops, ops_for
 
 
 def project(
@@ -43,9 +43,7 @@ def project(
     _check(matrix, "matrix", axis, method, ops)
     chosen = get_basis(basis)
     chosen.check_size(matrix.shape[axis])
-    low_rank = project_onto(
-        ops.to_compute(matrix), indices, chosen, ops, axis=axis, method=method
-    )
+    low_rank = project_onto(ops.to_compute(matrix), indices, chosen, ops, axis=axis, method=method)
     return ops.astype(low_rank, matrix.dtype)
 
 
@@ -93,14 +91,12 @@ def lift(
     check_integer("size", size, low=1)
     chosen = get_basis(basis)
     chosen.check_size(size)
-    full = lift_from(
-        ops.to_compute(low_rank), indices, size, chosen, ops, axis=axis, method=method
-    )
+    full = lift_from(ops.to_compute(low_rank), indices, size, chosen, ops, axis=axis, method=method)
     return ops.astype(full, low_rank.dtype)
 
 
 def project_onto(
-    matrix: Array, indices: Array, basis: Basis, ops: StandardOps, *, axis: int, method: str
+    matrix: Array, indices: Array, basis: Basis, ops: Ops, *, axis: int, method: str
 ) -> Array:
     """Return what :func:`project` returns, unchecked and in a compute dtype."""
     size = matrix.shape[axis]
@@ -115,7 +111,7 @@ def lift_from(
     indices: Array,
     size: int,
     basis: Basis,
-    ops: StandardOps,
+    ops: Ops,
     *,
     axis: int,
     method: str,
@@ -128,7 +124,7 @@ def lift_from(
     return basis.inverse(coefficients, ops, axis=axis, method=method)
 
 
-def _check(x: Array, name: str, axis: int, method: str, ops: StandardOps) -> None:
+def _check(x: Array, name: str, axis: int, method: str, ops: Ops) -> None:
     check_matrix(name, x, ops.xp)
     check_axis(axis)
     check_choice("method", method, METHODS)

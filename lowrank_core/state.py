@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 from lowrank_core._checks import check_choice
 from lowrank_core._typing import Array, Device
-from lowrank_core.ops import StandardOps
+from lowrank_core.ops import Ops
 
 _ITEM_BYTES = {"float64": 8, "float32": 4, "int32": 4, "bfloat16": 2, "float16": 2, "uint8": 1}
 STATE_DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -38,7 +38,7 @@ def check_state_dtype(name: str | None) -> None:
     check_choice("state_dtype", name, (None, *STATE_DTYPES))
 
 
-def empty_state(spec: Mapping[str, ArraySpec], ops: StandardOps, device: Device) -> dict[str, Array]:
+def empty_state(spec: Mapping[str, ArraySpec], ops: Ops, device: Device) -> dict[str, Array]:
     """Return arrays of zeros as ``spec`` says.
 
     Raises
@@ -56,9 +56,7 @@ def empty_state(spec: Mapping[str, ArraySpec], ops: StandardOps, device: Device)
     return arrays
 
 
-def check_state(
-    state: Any, spec: Mapping[str, ArraySpec], shape: tuple[int, ...]
-) -> None:
+def check_state(state: Any, spec: Mapping[str, ArraySpec], shape: tuple[int, ...]) -> None:
     """Raise ``ValueError`` unless ``state`` has the arrays of ``spec``, which matrices of ``shape`` ask for."""
     for name, array in state._asdict().items():
         if name == "step":

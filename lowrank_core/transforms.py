@@ -9,9 +9,7 @@ from lowrank_core.makhoul import cosine_matrix
 from lowrank_core.ops import METHODS, ops_for, ops_for_namespace
 
 
-def dct_matrix(
-    n: int, *, xp: Namespace, dtype: DType = None, device: Device = None
-) -> Array:
+def dct_matrix(n: int, *, xp: Namespace, dtype: DType = None, device: Device = None) -> Array:
     """Return the orthonormal DCT basis ``Q``, whose columns are the basis vectors.
 
     ``Q[i, j] = c_j sqrt(2/n) cos(pi j (2i + 1) / (2n))`` with ``c_0 = 1/sqrt(2)`` and 1 otherwise, ``i`` the

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lowrank_core._typing import Array
 from lowrank_core.bases import get_basis
-from lowrank_core.ops import StandardOps, ops_for
+from lowrank_core.ops import Ops, ops_for
 from lowrank_core.projection import lift_from
 
 
@@ -38,9 +38,22 @@ class LowRankUpdate:
     residual: Array | None = None
 
 
-def materialize(
-    update: LowRankUpdate, /, *, method: str = "auto", ops: StandardOps | None = None
-) -> Array:
+def slice_across(update: LowRankUpdate, block: slice) -> LowRankUpdate:
+    """Return the part of ``update`` for a block of the dimension that is not transformed.
+
+    That dimension's rows (axis -1) or columns (axis -2) do not mix, so a large update can be materialized and
+    added block by block.
+    """
+    key = (..., block, slice(None)) if update.axis == -1 else (..., block)
+    residual = update.residual
+    return replace(
+        update,
+        factor=update.factor[key],
+        residual=None if residual is None else residual[key],
+    )
+
+
+def materialize(update: LowRankUpdate, /, *, method: str = "auto", ops: Ops | None = None) -> Array:
     """Return the full ``(..., m, n)`` matrix of ``update``: ``u Q_I^T`` or ``Q_I u``, plus the residual part.
 
     ``method`` is that of :func:`lowrank_core.lift`.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 from lowrank_core import StandardOps
 from lowrank_core._typing import Array
 
 
-class NumpyLikeOps(StandardOps):
+class NumpyLikeOps(StandardOps[Any]):
     """Operations on arrays with NumPy's indexing."""
 
     #: Module with SciPy's ``dct`` and ``idct``; ``None`` runs Makhoul's algorithm on the namespace's FFT.
@@ -38,4 +39,4 @@ class NumpyLikeOps(StandardOps):
             full[(..., index) if axis == -1 else (..., index, slice(None))] = values
         else:
             self.xp.put_along_axis(full, self.spread(index, values, axis=axis), values, axis=axis)
-        return full  # type: ignore[no-any-return]
+        return full

@@ -8,6 +8,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 from jax import Array
+
 from lowrank_core import LowRankUpdate, StandardOps
 
 T = TypeVar("T")
@@ -20,16 +21,14 @@ jax.tree_util.register_dataclass(
 )
 
 
-class JaxOps(StandardOps):
+class JaxOps(StandardOps[Array]):
     """Operations on JAX arrays."""
 
     def device_of(self, x: Array) -> None:
         """Return ``None``: an array made without a device follows the arrays it meets."""
-        return None
+        return
 
-    def cond(
-        self, predicate: bool | Array, then: Callable[[], T], otherwise: Callable[[], T]
-    ) -> T:
+    def cond(self, predicate: bool | Array, then: Callable[[], T], otherwise: Callable[[], T]) -> T:
         """Return ``then()`` or ``otherwise()``: a host branch for a host boolean, else ``lax.cond``."""
         if isinstance(predicate, bool):
             return super().cond(predicate, then, otherwise)

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 
 import torch
+from torch import Tensor
+
 from lowrank_core import StandardOps
 from lowrank_core.makhoul import dct_by_fft, fft_phases, idct_by_fft
-from torch import Tensor
 
 # Numbers in one block: small enough for a core's cache, large enough to amortise a dozen kernel launches.
 _BLOCK = 2**18
 
 
-class TorchOps(StandardOps):
+class TorchOps(StandardOps[Tensor]):
     """Operations on PyTorch tensors."""
 
     small_size = 128
@@ -34,25 +35,24 @@ class TorchOps(StandardOps):
         """Return the inverse of :meth:`dct`."""
         return self._blocked(idct_by_fft, coefficients, axis=axis)
 
-    def _blocked(
-        self, transform: Callable[..., Tensor], x: Tensor, *, axis: int
-    ) -> Tensor:
+    def _blocked(self, transform: Callable[..., Tensor], x: Tensor, *, axis: int) -> Tensor:
         if x.numel() == 0:  # PyTorch's FFT refuses an empty batch, which an empty shard is
             return torch.empty_like(x)
         phases = fft_phases(x.shape[axis], self.xp, x.dtype, x.device)
         rows = x.mT if axis == -2 else x
         per_block = max(1, _BLOCK // x.shape[axis])
-        # A graph compiler fuses the whole by itself and would unroll the loop; a GPU wants one large launch.
-        if x.device.type != "cpu" or torch.compiler.is_compiling() or rows.ndim == 1:
+        # A graph compiler fuses the whole by itself and would unroll the loop; a GPU wants one large launch;
+        # autograd follows no copies into views of one tensor.
+        tracked = torch.is_grad_enabled() and x.requires_grad
+        if x.device.type != "cpu" or torch.compiler.is_compiling() or rows.ndim == 1 or tracked:
             out = transform(rows, self.xp, phases)
             return out.mT if axis == -2 else out
         out = torch.empty_like(x)
         out_rows = out.mT if axis == -2 else out
         for source, target in zip(_matrices(rows), _matrices(out_rows), strict=True):
-            for source_block, target_block in zip(
-                source.split(per_block), target.split(per_block), strict=True
-            ):
-                target_block.copy_(transform(source_block, self.xp, phases))
+            for start in range(0, source.shape[0], per_block):
+                block = slice(start, start + per_block)
+                target[block] = transform(source[block], self.xp, phases)
         return out
 
     def put(self, values: Tensor, indices: Tensor, size: int, *, axis: int) -> Tensor:

@@ -1,0 +1,14 @@
+"""PyTorch optimizers with low-rank state in a fixed orthonormal basis."""
+
+from lowrank_torch._dct_adamw import DCTAdamW
+from lowrank_torch._groups import ParameterRole, matrix_groups, parameter_roles
+from lowrank_torch._optimizer import LowRankOptimizer, Treatment
+
+__all__ = [
+    "DCTAdamW",
+    "LowRankOptimizer",
+    "ParameterRole",
+    "Treatment",
+    "matrix_groups",
+    "parameter_roles",
+]

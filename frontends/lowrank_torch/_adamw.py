@@ -1,0 +1,67 @@
+"""Full-rank AdamW for everything that is not a hidden matrix: PyTorch's own, with float32 state throughout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+_WIDE = (torch.float32, torch.float64)
+
+
+def adamw_step(
+    parameters: list[Tensor],
+    states: list[dict[str, Any]],
+    group: Mapping[str, Any],
+) -> None:
+    """Do one AdamW step on every parameter of a group, making its state first where there is none."""
+    wide: list[int] = []
+    for index, (parameter, state) in enumerate(zip(parameters, states, strict=True)):
+        if not state:
+            dtype = parameter.dtype if parameter.dtype in _WIDE else torch.float32
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["exp_avg"] = torch.zeros_like(parameter, dtype=dtype)
+            state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=dtype)
+        if parameter.dtype in _WIDE:
+            wide.append(index)
+        else:
+            # Arithmetic in float32, one parameter's copy at a time; the write rounds once.
+            copy = parameter.float()
+            _run([copy], [_gradient(parameter).float()], [state], group)
+            parameter.copy_(copy)
+    if wide:
+        chosen = [parameters[index] for index in wide]
+        gradients = [_gradient(parameter) for parameter in chosen]
+        _run(chosen, gradients, [states[index] for index in wide], group)
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None  # noqa: S101 - the caller passes none without; this tells the type checker
+    return parameter.grad
+
+
+def _run(
+    parameters: list[Tensor],
+    gradients: list[Tensor],
+    states: list[dict[str, Any]],
+    group: Mapping[str, Any],
+) -> None:
+    beta1, beta2 = group["betas"]
+    adamw(
+        parameters,
+        gradients,
+        [state["exp_avg"] for state in states],
+        [state["exp_avg_sq"] for state in states],
+        [],
+        [state["step"] for state in states],
+        amsgrad=False,
+        beta1=beta1,
+        beta2=beta2,
+        lr=group["lr"],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=group["maximize"],
+    )
