@@ -100,16 +100,24 @@ def cupy() -> ModuleType:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that takes ``xp`` on every required library, and on CuPy where there is a GPU."""
-    if "xp" in metafunc.fixturenames:
-        libraries = [*(name for name in REQUIRED if name != "cupy"), "cupy"]
-        marks = {"cupy": pytest.mark.gpu}
-        metafunc.parametrize(
-            "xp",
-            [pytest.param(name, id=name, marks=marks.get(name, ())) for name in libraries],
-            indirect=True,
-            scope="session",
-        )
+    """Run a test that takes ``xp`` on every required library, and on CuPy where there is a GPU.
+
+    A test that names its libraries itself, ``parametrize("xp", ["torch"], indirect=True)``, has them.
+    """
+    named = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    taken = {name for names in named for name in ([names] if isinstance(names, str) else names)}
+    if "xp" not in metafunc.fixturenames or "xp" in taken:
+        return
+    libraries = list(REQUIRED)
+    if "cupy" not in libraries and why_not("cupy") is None:
+        libraries.append("cupy")
+    marks = {"cupy": pytest.mark.gpu}
+    metafunc.parametrize(
+        "xp",
+        [pytest.param(name, id=name, marks=marks.get(name, ())) for name in libraries],
+        indirect=True,
+        scope="session",
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
