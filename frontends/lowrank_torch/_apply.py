@@ -43,7 +43,8 @@ def apply_update(
         target = matrices.narrow(dim, start, length)
         delta: Any = materialize(slice_across(update, slice(start, start + length)), ops=ops)
         _move(target, delta, rate, decay)
-    if matrices.data_ptr() != parameter.data_ptr():
+    if matrices is not parameter:
+        # Costs nothing where the matrices are a view: PyTorch copies no tensor onto itself.
         parameter.copy_(matrices.view(parameter.shape))
 
 

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lowrank_core._checks import check_choice
 
@@ -83,7 +83,7 @@ def parameter_roles(
     # Size alone tells nothing of the others: a byte-level model may be 256 wide throughout.
     linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
     last = linear[-1] if linear and linear[-1].out_features in vocabularies else None
-    memory = {table.weight.data_ptr() for table in tables if not table.weight.is_meta}
+    memory = {_memory(table.weight) for table in tables}
 
     unused = set(overrides)
     roles = []
@@ -159,6 +159,11 @@ def matrix_groups(
     return groups
 
 
+def _memory(parameter: Tensor) -> tuple[Any, int]:
+    """Return where a parameter's numbers lie; unlike a data pointer, tensors without data have this too."""
+    return parameter.untyped_storage()._cdata, int(parameter.storage_offset())
+
+
 def _group(
     rows: list[ParameterRole], parameters: Mapping[str, nn.Parameter], options: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -169,14 +174,14 @@ def _role(
     parameter: nn.Parameter,
     owners: list[tuple[str, nn.Module]],
     last: nn.Linear | None,
-    memory: set[int],
+    memory: set[tuple[Any, int]],
 ) -> tuple[str, str]:
     if parameter.ndim < 2:
         return "vector", f"{parameter.ndim}-dimensional"
     for _, module in owners:
         if isinstance(module, _EMBEDDINGS):
             return "table", f"weight of {type(module).__name__}"
-    if not parameter.is_meta and parameter.data_ptr() in memory:
+    if _memory(parameter) in memory:
         return "table", "shares memory with an embedding"
     for name, module in owners:
         if isinstance(module, nn.Linear):
