@@ -22,7 +22,9 @@ def adamw_step(
     for index, (parameter, state) in enumerate(zip(parameters, states, strict=True)):
         if not state:
             dtype = parameter.dtype if parameter.dtype in _WIDE else torch.float32
-            state["step"] = torch.zeros((), dtype=torch.float32)
+            # A number that the host reads: on the CPU whatever the default device, and by `tensor`, which
+            # unlike `zeros` has a value under FakeTensorMode too.
+            state["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
             state["exp_avg"] = torch.zeros_like(parameter, dtype=dtype)
             state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=dtype)
         if parameter.dtype in _WIDE:
