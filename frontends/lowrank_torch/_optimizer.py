@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -70,16 +71,35 @@ class LowRankOptimizer(Optimizer):
     # -- groups --------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group after checking every option of it."""
+        """Add a group after checking every option of it, and that its parameters can be stepped with them."""
         if isinstance(param_group, dict):
             _check_known(param_group, self.defaults, "a parameter group", extra=_BOOKKEEPING)
             self._config({**self.defaults, **param_group})
         super().add_param_group(param_group)
+        try:
+            self._check_parameters(self.param_groups[-1], len(self.param_groups) - 1)
+        except (NotImplementedError, ValueError):
+            self.param_groups.pop()
+            raise
+
+    def _check_parameters(self, group: Mapping[str, Any], place: int) -> None:
+        """Raise unless every parameter of a group can be stepped as its options say."""
+        config = self._config(group)
+        for index, parameter in enumerate(group["params"]):
+            if self._treat(parameter, group, config)[0]:
+                continue
+            if _is_sharded(parameter):
+                raise NotImplementedError(
+                    f"low-rank steps need parameters that are whole, got a DTensor for "
+                    f'{_name(group, place, index)}; algorithm="adamw" in its group gives it full AdamW'
+                )
+            config.layout(matrix_shape(parameter, group["batch_dims"]))
 
     def _config(self, group: Mapping[str, Any]) -> Any:
         """Return the core's configuration of a group, every option checked."""
         check_choice("algorithm", group["algorithm"], (self.algorithm, "adamw"))
-        check_number("lr", group["lr"], low=0)
+        check_choice("maximize", group["maximize"], (False, True))
+        _check_rate(group["lr"])
         check_number("weight_decay", group["weight_decay"], low=0)
         check_integer("batch_dims", group["batch_dims"], low=0)
         names = (field.name for field in dataclasses.fields(self._config_type))
@@ -144,16 +164,25 @@ class LowRankOptimizer(Optimizer):
         Raises
         ------
         TypeError, ValueError
-            For a sparse or complex gradient, or an option that has become invalid; nothing has changed then.
+            For a sparse or complex gradient, an option that has become invalid or a state that no longer fits
+            the options; nothing has changed then.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         configs = [self._config(group) for group in self.param_groups]
-        for place, group in enumerate(self.param_groups):
+        for place, (group, config) in enumerate(zip(self.param_groups, configs, strict=True)):
             for index, parameter in enumerate(group["params"]):
-                _check_gradient(parameter, group, place, index)
+                if parameter.grad is None:
+                    continue
+                name = _name(group, place, index)
+                _check_gradient(parameter.grad, name)
+                state = self.state.get(parameter)
+                if state:
+                    self._check_shapes(
+                        "the optimizer's state", parameter, state, group, config, name
+                    )
         for group, config in zip(self.param_groups, configs, strict=True):
             self._step_group(group, config)
         return loss
@@ -248,6 +277,12 @@ class LowRankOptimizer(Optimizer):
                     f"state_dict must have {len(group['params'])} parameters in group {place}, "
                     f"got {len(saved['params'])}"
                 )
+            # PyTorch adds an option of its own to the defaults of a copied optimizer.
+            for option in self.defaults:
+                if option not in saved and option != "differentiable":
+                    raise ValueError(
+                        f"state_dict must have every option of group {place}, got none for {option!r}"
+                    )
             for option in self._structural_options():
                 if saved.get(option) != group[option]:
                     raise ValueError(
@@ -260,7 +295,8 @@ class LowRankOptimizer(Optimizer):
             ):
                 state = state_dict["state"].get(id_)
                 if state:
-                    self._check_shapes(parameter, state, group, config, _name(group, place, index))
+                    name = _name(group, place, index)
+                    self._check_shapes("state_dict", parameter, state, group, config, name)
 
     def _structural_options(self) -> Iterable[str]:
         """Return the options that a state is made for, as opposed to numbers that may change in a run."""
@@ -271,6 +307,7 @@ class LowRankOptimizer(Optimizer):
 
     def _check_shapes(
         self,
+        what: str,
         parameter: Tensor,
         state: Mapping[str, Any],
         group: Mapping[str, Any],
@@ -290,8 +327,8 @@ class LowRankOptimizer(Optimizer):
         for key in sorted(wanted.keys() | found.keys()):
             if wanted.get(key) != found.get(key):
                 raise ValueError(
-                    f"state_dict must fit the model: {key} of {name} is {wanted.get(key, 'absent')} here, "
-                    f"got {found.get(key, 'absent')}"
+                    f"{what} must fit the model and its options: {key} of {name} is of shape "
+                    f"{wanted.get(key, 'absent')} by these, got {found.get(key, 'absent')}"
                 )
 
 
@@ -325,11 +362,23 @@ def _name(group: Mapping[str, Any], place: int, index: int) -> str:
     return f"parameter {index} of group {place}"
 
 
-def _check_gradient(parameter: Tensor, group: Mapping[str, Any], place: int, index: int) -> None:
-    gradient = parameter.grad
-    if gradient is None:
-        return
-    name = _name(group, place, index)
+def _check_rate(rate: float | Tensor) -> None:
+    check_number("lr", rate, low=0)
+    if isinstance(rate, Tensor):
+        if rate.numel() != 1:
+            raise ValueError(f"lr must be one number, got a tensor of shape {tuple(rate.shape)}")
+        # Reading a device's number would wait for the device, and a traced or fake one has none.
+        if type(rate) is Tensor and rate.device.type == "cpu" and not torch.compiler.is_compiling():
+            check_number("lr", rate.item(), low=0)
+
+
+def _is_sharded(parameter: Tensor) -> bool:
+    # Whoever has a DTensor has imported its module; importing it for everybody takes long.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(parameter, module.DTensor)
+
+
+def _check_gradient(gradient: Tensor, name: str) -> None:
     if gradient.layout != torch.strided:
         raise TypeError(f"the gradient of {name} must be dense, got layout {gradient.layout}")
     if not gradient.is_floating_point():
