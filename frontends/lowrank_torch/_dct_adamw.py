@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from lowrank_core import DCTAdamWConfig, DCTAdamWState, dct_adamw_init, dct_adamw_step
+from lowrank_core import (
+    DCTAdamWConfig,
+    DCTAdamWState,
+    LowRankUpdate,
+    dct_adamw_init,
+    dct_adamw_step,
+)
+from lowrank_core.ops import Ops
 from lowrank_torch._optimizer import LowRankOptimizer
 
 
@@ -52,7 +60,6 @@ class DCTAdamW(LowRankOptimizer):
     _config_type = DCTAdamWConfig
     _state_type = DCTAdamWState
     _init = staticmethod(dct_adamw_init)
-    _step = staticmethod(dct_adamw_step)
 
     def __init__(
         self,
@@ -67,3 +74,17 @@ class DCTAdamW(LowRankOptimizer):
     ) -> None:
         own = {"lr": lr, "weight_decay": weight_decay}
         super().__init__(params, {"rank": rank, "betas": betas, "eps": eps, **options}, own)
+
+    @staticmethod
+    def _step(
+        gradient: Tensor, state: DCTAdamWState, config: DCTAdamWConfig, /, *, ops: Ops
+    ) -> tuple[LowRankUpdate, DCTAdamWState]:
+        if not torch.compiler.is_compiling():
+            return dct_adamw_step(gradient, state, config, ops=ops)
+        # The compiler would take a host number that goes through `math` for a constant, and compile every step
+        # anew. A tensor it follows; whether to refresh is the one thing that two graphs are for.
+        step = int(state.step) + 1
+        refresh = step == 1 or step % config.refresh_every == 0
+        counted = state._replace(step=torch.tensor(step - 1, device=gradient.device))
+        update, after = dct_adamw_step(gradient, counted, config, refresh=refresh, ops=ops)
+        return update, after._replace(step=step)
