@@ -31,12 +31,11 @@ class NumpyLikeOps(StandardOps[Any]):
 
     def put(self, values: Array, indices: Array, size: int, *, axis: int) -> Array:
         """Return zeros with ``values`` at ``indices``, by assignment instead of a gather."""
+        if indices.ndim > 1:  # a choice for each matrix; CuPy has `put_along_axis` from version 14 only
+            return super().put(values, indices, size, axis=axis)
         shape = list(values.shape)
         shape[axis] = size
         full = self.xp.zeros(tuple(shape), dtype=values.dtype, device=self.device_of(values))
         index = self.as_index(indices)
-        if index.ndim == 1:
-            full[(..., index) if axis == -1 else (..., index, slice(None))] = values
-        else:
-            self.xp.put_along_axis(full, self.spread(index, values, axis=axis), values, axis=axis)
+        full[(..., index) if axis == -1 else (..., index, slice(None))] = values
         return full

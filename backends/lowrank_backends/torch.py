@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lowrank_core import StandardOps
+from lowrank_core._typing import Scalar
 from lowrank_core.makhoul import dct_by_fft, fft_phases, idct_by_fft
 
 # Numbers in one block: small enough for a core's cache, large enough to amortise a dozen kernel launches.
@@ -22,6 +23,16 @@ class TorchOps(StandardOps[Tensor]):
     def astype(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Return ``x`` as ``dtype``, without a copy where none is needed."""
         return x.to(dtype)
+
+    # The next two do not ask what library an array is of: a graph compiler warns of that question.
+
+    def device_of(self, x: Tensor) -> torch.device:
+        """Return where ``x`` lives."""
+        return x.device
+
+    def as_scalar(self, value: Scalar, like: Tensor) -> Scalar:
+        """Return a host number unchanged and a tensor as a 0-d tensor of the dtype of ``like``."""
+        return value.to(like.dtype) if isinstance(value, Tensor) else value
 
     def as_index(self, indices: Tensor) -> Tensor:
         """Return ``indices`` as int64, the one dtype every PyTorch gather takes."""
