@@ -1,105 +1,83 @@
-"""Fixed orthonormal bases: what all of them can do, and the registry of their names."""
+"""The registry of fixed bases by name, open to users' own."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from functools import cache
 
-from lowrank_core._checks import check_choice
-from lowrank_core._typing import Array, Device, DType, Namespace
-from lowrank_core.makhoul import cosine_columns, cosine_matrix
-from lowrank_core.ops import Ops
+from lowrank_core.basis import Basis, MatrixFunction
+from lowrank_core.basis_families import (
+    Cosine,
+    Haar,
+    Hadamard,
+    Hartley,
+    Identity,
+    TransposedCosine,
+    legendre_matrix,
+    random_basis,
+)
 
+_REGISTRY: dict[str, Basis] = {
+    basis.name: basis
+    for basis in (
+        Cosine(),
+        TransposedCosine(),
+        Hartley(),
+        Hadamard(),
+        Haar(),
+        Basis("legendre", legendre_matrix),
+        Identity(),
+    )
+}
 
-class MatrixFunction(Protocol):
-    """A function that builds a basis: the columns of its result are the orthonormal basis vectors."""
-
-    def __call__(self, size: int, /, *, xp: Namespace, dtype: DType, device: Device) -> Array:
-        """Return the ``(size, size)`` basis matrix."""
-
-
-class Basis:
-    """A fixed orthonormal basis ``Q``, given by the function that builds its matrix.
-
-    A subclass with a fast transform sets ``fast`` and overrides :meth:`fast_transform` and
-    :meth:`fast_inverse`; one that can make single basis vectors overrides :meth:`columns`.
-    """
-
-    fast = False
-
-    def __init__(self, name: str, build: MatrixFunction) -> None:
-        self.name = name
-        self.build = build
-
-    def check_size(self, size: int) -> None:
-        """Raise ``ValueError`` if the basis does not exist at ``size``."""
-
-    def matrix(self, size: int, like: Array, ops: Ops) -> Array:
-        """Return the shared ``(size, size)`` matrix in the dtype and on the device of ``like``."""
-        xp, dtype, device = ops.xp, like.dtype, ops.device_of(like)
-        return ops.constant(
-            (self.name, size, xp.__name__, str(dtype), str(device)),
-            lambda: self.build(size, xp=xp, dtype=dtype, device=device),
-        )
-
-    def transform(self, x: Array, ops: Ops, *, axis: int, method: str = "auto") -> Array:
-        """Return the coefficients of ``x`` along ``axis``: ``x @ Q`` or ``Q.T @ x``."""
-        size = x.shape[axis]
-        if self.fast and not ops.use_matmul(size, method):
-            return self.fast_transform(x, ops, axis=axis)
-        return ops.apply_matrix(x, self.matrix(size, x, ops), axis=axis)
-
-    def inverse(self, x: Array, ops: Ops, *, axis: int, method: str = "auto") -> Array:
-        """Return the matrices with coefficients ``x`` along ``axis``: ``x @ Q.T`` or ``Q @ x``."""
-        size = x.shape[axis]
-        if self.fast and not ops.use_matmul(size, method):
-            return self.fast_inverse(x, ops, axis=axis)
-        transposed = ops.xp.matrix_transpose(self.matrix(size, x, ops))
-        return ops.apply_matrix(x, transposed, axis=axis)
-
-    def fast_transform(self, x: Array, ops: Ops, *, axis: int) -> Array:
-        """Return what :meth:`transform` returns without the matrix."""
-        raise NotImplementedError
-
-    def fast_inverse(self, x: Array, ops: Ops, *, axis: int) -> Array:
-        """Return what :meth:`inverse` returns without the matrix."""
-        raise NotImplementedError
-
-    def columns(self, indices: Array, size: int, like: Array, ops: Ops) -> Array:
-        """Return the basis vectors ``(..., size, r)`` of ``indices`` ``(..., r)``."""
-        matrix = self.matrix(size, like, ops)
-        stacked = ops.xp.broadcast_to(matrix, (*indices.shape[:-1], size, size))
-        return ops.take(stacked, indices, axis=-1)
-
-
-class _Cosine(Basis):
-    fast = True
-
-    def fast_transform(self, x: Array, ops: Ops, *, axis: int) -> Array:
-        return ops.dct(x, axis=axis)
-
-    def fast_inverse(self, x: Array, ops: Ops, *, axis: int) -> Array:
-        return ops.idct(x, axis=axis)
-
-    def columns(self, indices: Array, size: int, like: Array, ops: Ops) -> Array:
-        frequencies, device = ops.as_index(indices), ops.device_of(like)
-        return cosine_columns(frequencies, size, xp=ops.xp, dtype=like.dtype, device=device)
-
-
-_REGISTRY: dict[str, Basis] = {basis.name: basis for basis in (_Cosine("dct", cosine_matrix),)}
+_random_basis = cache(random_basis)
 
 
 def basis_names() -> tuple[str, ...]:
-    """Return the names of the registered bases."""
-    return tuple(_REGISTRY)
+    """Return the names of the fixed bases; ``random`` also takes a seed, as ``random:7``."""
+    return (*_REGISTRY, "random")
 
 
 def get_basis(name: str) -> Basis:
-    """Return the basis registered as ``name``.
+    """Return the basis of a name.
 
     Raises
     ------
     ValueError
         If there is none of that name.
     """
-    check_choice("basis", name, _REGISTRY)
-    return _REGISTRY[name]
+    if name in _REGISTRY:
+        return _REGISTRY[name]
+    kind, _, seed = name.partition(":")
+    if kind == "random" and (seed.isdecimal() or name == kind):
+        return _random_basis(int(seed or 0))
+    listed = ", ".join(repr(known) for known in basis_names())
+    raise ValueError(f"basis must be one of {listed} (or 'random:SEED'), got {name!r}")
+
+
+def register_basis(name: str, matrix: MatrixFunction | Basis) -> Basis:
+    """Make a basis of one's own known by ``name`` to every function and optimizer.
+
+    Parameters
+    ----------
+    name
+        A name not yet taken, without a colon.
+    matrix
+        ``matrix(size, /, *, xp, dtype, device)`` returns the ``(size, size)`` orthonormal matrix whose columns are the
+        basis vectors, in namespace ``xp``. Called once for each size, dtype and device in use. Instead, an object of
+        a subclass of `Basis`, which may have a fast transform.
+
+    Returns
+    -------
+    Basis
+        The registered basis.
+
+    Raises
+    ------
+    ValueError
+        If the name is taken or has a colon.
+    """
+    if name in basis_names() or ":" in name:
+        raise ValueError(f"name must be new and without a colon, got {name!r}")
+    basis = matrix if isinstance(matrix, Basis) else Basis(name, matrix)
+    _REGISTRY[name] = basis
+    return basis

@@ -6,138 +6,46 @@ dynamic subspace selection for low-rank adaptive optimization of large language 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from lowrank_core._checks import (
-    check_betas,
-    check_choice,
-    check_integer,
     check_matrix,
-    check_number,
 )
 from lowrank_core._typing import Array, Device, DType, Namespace, Scalar
 from lowrank_core.adam import adam_direction, decayed_weight, update_moments
-from lowrank_core.bases import basis_names, get_basis
-from lowrank_core.columns import (
-    SCORES,
-    gather_matched,
-    match_columns,
-    score_sums,
-    top_columns,
+from lowrank_core.bases import get_basis
+from lowrank_core.columns import score_sums
+from lowrank_core.dct_adamw_config import SEED_COUNT, DCTAdamWConfig, DCTAdamWState
+from lowrank_core.energy import mean_energy, update_energy
+from lowrank_core.layout import Layout
+from lowrank_core.ops import Ops, ops_for, ops_for_namespace
+from lowrank_core.random import make_key
+from lowrank_core.residuals import (
+    DEFAULT_SCALE,
+    limit_growth,
+    normalize_columns,
+    row_ratios,
+    without_chosen,
 )
-from lowrank_core.layout import SIDES, Layout, check_rank, layout_of
-from lowrank_core.ops import METHODS, Ops, ops_for, ops_for_namespace
-from lowrank_core.projection import lift_from, project_onto
-from lowrank_core.state import ArraySpec, check_state, check_state_dtype, empty_state
-from lowrank_core.update import LowRankUpdate
-
-RESIDUALS = ("discard", "error_feedback")
-BIAS_CORRECTIONS = ("step", "column")
-
-
-@dataclass(frozen=True)
-class DCTAdamWConfig:
-    """Options of DCT-AdamW; numbers may be traced values, everything else is static.
-
-    Attributes
-    ----------
-    rank
-        Basis columns kept: an integer, or a fraction in (0, 1) of the transformed dimension.
-    betas
-        Decay rates of the first and second moment, each in [0, 1), dimensionless.
-    eps
-        Added to the root of the second moment, in the units of the gradient.
-    basis
-        Name of a fixed orthonormal basis.
-    score
-        Norm by which columns are chosen, ``"l2"`` or ``"l1"``.
-    refresh_every
-        Columns are chosen anew at step 1 and at every step divisible by this.
-    side
-        ``"right"`` transforms rows, ``"left"`` columns, ``"auto"`` along the shorter dimension.
-    method
-        How to transform: ``"auto"``, ``"matmul"`` or ``"fft"``. A choice of speed alone.
-    residual
-        What becomes of the part of the gradient outside the chosen columns: ``"discard"`` drops it,
-        ``"error_feedback"`` adds it to the next gradient (state of the size of the parameter).
-    bias_correction
-        ``"step"`` corrects both moments by the step count; ``"column"`` by the age of each column, so that a
-        newcomer moves by a full unit step at first.
-    state_dtype
-        Name of the dtype the moments are kept in; ``None`` for float32 (float64 for float64 gradients).
-        Arithmetic is in float32 at least.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an option is none of the above.
-    """
-
-    rank: int | float
-    betas: tuple[Scalar, Scalar] = (0.9, 0.999)
-    eps: Scalar = 1e-8
-    basis: str = "dct"
-    score: str = "l2"
-    refresh_every: int = 1
-    side: str = "auto"
-    method: str = "auto"
-    residual: str = "discard"
-    bias_correction: str = "step"
-    state_dtype: str | None = None
-
-    def __post_init__(self) -> None:
-        check_rank(self.rank)
-        check_betas(self.betas)
-        check_number("eps", self.eps, low=0)
-        check_choice("basis", self.basis, basis_names())
-        check_choice("score", self.score, SCORES)
-        check_integer("refresh_every", self.refresh_every, low=1)
-        check_choice("side", self.side, SIDES)
-        check_choice("method", self.method, METHODS)
-        check_choice("residual", self.residual, RESIDUALS)
-        check_choice("bias_correction", self.bias_correction, BIAS_CORRECTIONS)
-        check_state_dtype(self.state_dtype)
-
-    def layout(self, shape: tuple[int, ...]) -> Layout:
-        """Return the geometry of matrices of ``shape`` under these options."""
-        layout = layout_of(shape, rank=self.rank, side=self.side)
-        get_basis(self.basis).check_size(layout.size)
-        return layout
-
-    def state_spec(self, shape: tuple[int, ...], dtype: str = "float32") -> dict[str, ArraySpec]:
-        """Return shape and dtype of every array of the state of matrices of ``shape``.
-
-        ``dtype`` names the dtype that moments are kept in unless ``state_dtype`` says otherwise.
-        """
-        layout, moments = self.layout(shape), self.state_dtype or dtype
-        spec = {
-            "indices": ArraySpec(layout.indices_shape, "int32"),
-            "first_moment": ArraySpec(layout.low_rank_shape, moments),
-            "second_moment": ArraySpec(layout.low_rank_shape, moments),
-        }
-        if self.bias_correction == "column":
-            spec["ages"] = ArraySpec(layout.indices_shape, "int32")
-        if self.residual == "error_feedback":
-            spec["feedback"] = ArraySpec(layout.shape, moments)
-        return spec
-
-
-class DCTAdamWState(NamedTuple):
-    """What DCT-AdamW remembers of one matrix (or of a stack of matrices) between steps."""
-
-    #: Steps done: a host number, or a 0-d int32 array where steps are traced.
-    step: int | Array
-    #: ``(..., r)`` int32, ascending: the chosen basis columns.
-    indices: Array
-    #: ``(..., m, r)`` (right side) or ``(..., r, n)`` (left side): running mean of the coefficients.
-    first_moment: Array
-    #: As ``first_moment``: running mean of their squares.
-    second_moment: Array
-    #: ``(..., r)`` int32: steps each column has been chosen for, with ``bias_correction="column"``.
-    ages: Array | None = None
-    #: ``(..., m, n)``: what earlier steps left out, with ``residual="error_feedback"``.
-    feedback: Array | None = None
+from lowrank_core.rounding import store
+from lowrank_core.selection import choose_columns
+from lowrank_core.state import (
+    check_state,
+    empty_state,
+    load_buffer,
+    store_buffer,
+)
+from lowrank_core.subspaces import (
+    Moments,
+    across,
+    carry_moments,
+    iterated_vectors,
+    leading_vectors,
+    rotate_moments,
+    starting_vectors,
+)
+from lowrank_core.update import LowRankUpdate, materialize
 
 
 def dct_adamw_init(
@@ -147,6 +55,7 @@ def dct_adamw_init(
     xp: Namespace,
     dtype: DType = None,
     device: Device = None,
+    stream: int = 0,
 ) -> DCTAdamWState:
     """Return the state before the first step: moments of zero for the first ``r`` columns.
 
@@ -162,6 +71,8 @@ def dct_adamw_init(
         Their dtype; float32 by default.
     device
         Where to keep the state; the library's default place by default.
+    stream
+        Number of the matrix among those of a model, so that each draws random numbers of its own.
 
     Raises
     ------
@@ -172,10 +83,25 @@ def dct_adamw_init(
     layout = config.layout(shape)
     spec = config.state_spec(shape, ops.compute_dtype_name(dtype))
     arrays = empty_state(spec, ops, device)
-    arrays["indices"] = arrays["indices"] + ops.xp.arange(
-        layout.rank, dtype=ops.xp.int32, device=device
-    )
+    if config.stored:
+        vectors = arrays["vectors"]
+        arrays["vectors"] = starting_vectors(tuple(vectors.shape), config.seed, ops, vectors)
+    else:
+        first = ops.xp.arange(layout.rank, dtype=ops.xp.int32, device=device)
+        arrays["indices"] = arrays["indices"] + first
+    if config.selection == "sampled":
+        arrays["key"] = make_key(config.seed, stream, layout.batch, ops, device)
     return DCTAdamWState(step=ops.step_counter(device), **arrays)
+
+
+class _Projected(NamedTuple):
+    """A gradient in its subspace, and the state in the same coordinates."""
+
+    indices: Array | None
+    vectors: Array | None
+    moments: Moments
+    energy: Array | None
+    low_rank: Array
 
 
 def dct_adamw_step(
@@ -191,7 +117,7 @@ def dct_adamw_step(
 
     With ``A`` the gradient plus the fed-back residual and ``a = A Q_I`` its coefficients on the chosen columns,
     ``m <- b1 m + (1 - b1) a``, ``v <- b2 v + (1 - b2) a^2`` and ``u = m_hat / (sqrt(v_hat) + eps)``. The parameter
-    is to move by ``-rate * (u Q_I^T)``; decoupled weight decay is the caller's.
+    is to move by ``-rate * (u Q_I^T + residual part)``; decoupled weight decay is the caller's.
 
     Parameters
     ----------
@@ -220,75 +146,214 @@ def dct_adamw_step(
     ops = ops_for(gradient) if ops is None else ops
     check_matrix("gradient", gradient, ops.xp)
     shape = tuple(gradient.shape)
-    layout, basis = config.layout(shape), get_basis(config.basis)
+    layout = config.layout(shape)
     check_state(state, config.state_spec(shape), shape)
-    axis = layout.axis
 
-    full = ops.to_compute(gradient)
-    like = full
-    if state.feedback is not None:
-        full = full + ops.astype(state.feedback, full.dtype)
-    first = ops.astype(state.first_moment, full.dtype)
-    second = ops.astype(state.second_moment, full.dtype)
     step = state.step + 1
-
-    def choose() -> tuple[Array, Array, Array, Array | None, Array]:
-        coefficients = basis.transform(full, ops, axis=axis, method=config.method)
-        scores = score_sums(coefficients, axis, config.score, ops)
-        indices = top_columns(scores, layout.rank, ops)
-        position, stayed = match_columns(state.indices, indices, ops)
-        ages = state.ages
-        return (
-            indices,
-            gather_matched(first, position, stayed, ops, axis=axis),
-            gather_matched(second, position, stayed, ops, axis=axis),
-            None if ages is None else _carry_ages(ages, position, stayed, ops),
-            ops.take(coefficients, indices, axis=axis),
-        )
-
-    def keep() -> tuple[Array, Array, Array, Array | None, Array]:
-        low_rank = project_onto(full, state.indices, basis, ops, axis=axis, method=config.method)
-        return state.indices, first, second, state.ages, low_rank
-
+    full = ops.to_compute(gradient)
+    if state.feedback is not None:
+        full = full + load_buffer(state, "feedback", config.feedback_bits, shape, full.dtype, ops)
     if refresh is None:
         refresh = (step == 1) | (step % config.refresh_every == 0)
-    indices, first, second, ages, low_rank = ops.cond(refresh, choose, keep)
 
-    feedback = None
-    if state.feedback is not None:
-        kept = lift_from(
-            low_rank, indices, layout.size, basis, ops, axis=axis, method=config.method
-        )
-        feedback = ops.astype(full - kept, state.feedback.dtype)
+    coefficients = None
+    if config.transforms_every_step:
+        basis = get_basis(config.basis)
+        coefficients = basis.transform(full, ops, axis=layout.axis, method=config.method)
+    if config.stored:
+        at = _project_stored(full, state, step, refresh, config, layout, ops)
+    else:
+        at = _project_fixed(full, coefficients, state, step, refresh, config, layout, ops)
 
-    if ages is not None:
-        ages = ages + 1
-    first, second = update_moments(low_rank, first, second, config.betas)
-    count = step if ages is None else ages
-    beta1, beta2 = config.betas
-    weights = (
-        _across(decayed_weight(beta1, count, ops, like), axis),
-        _across(decayed_weight(beta2, count, ops, like), axis),
-    )
+    ages = None if at.moments.ages is None else at.moments.ages + 1
+    first, second = update_moments(at.low_rank, at.moments.first, at.moments.second, config.betas)
+    weights = _weights(config, step, ages, first, layout.axis, ops)
     factor = adam_direction(first, second, weights, config.eps, ops)
-    update = LowRankUpdate(factor, indices, axis, layout.size, config.basis)
-    return update, DCTAdamWState(
+    update = LowRankUpdate(factor, at.indices, layout.axis, layout.size, config.basis, at.vectors)
+    kept = state._replace(
         step=step,
-        indices=indices,
-        first_moment=ops.astype(first, state.first_moment.dtype),
-        second_moment=ops.astype(second, state.second_moment.dtype),
+        first_moment=store(first, state.first_moment.dtype, step, 1, ops),
+        second_moment=store(second, state.second_moment.dtype, step, 2, ops),
+        indices=at.indices,
+        vectors=at.vectors,
         ages=ages,
-        feedback=feedback,
+        energy=at.energy,
+    )
+    return _add_residual(update, kept, full, coefficients, at.low_rank, config, layout, ops)
+
+
+def _project_fixed(
+    full: Array,
+    coefficients: Array | None,
+    state: DCTAdamWState,
+    step: int | Array,
+    refresh: bool | Array,
+    config: DCTAdamWConfig,
+    layout: Layout,
+    ops: Ops,
+) -> _Projected:
+    """Return the gradient on columns of a fixed basis, chosen anew if ``refresh``."""
+    basis, axis, current = get_basis(config.basis), layout.axis, state.indices
+    assert current is not None  # noqa: S101 - check_state has seen to it; this tells the type checker
+    before = Moments(
+        ops.astype(state.first_moment, full.dtype),
+        ops.astype(state.second_moment, full.dtype),
+        state.ages,
+    )
+    energy = state.energy
+    if coefficients is not None and energy is not None:
+        energy = _gather_energy(energy, coefficients, config, layout, ops)
+
+    def choose() -> _Projected:
+        seen = coefficients
+        if seen is None:
+            seen = basis.transform(full, ops, axis=axis, method=config.method)
+        louder = energy
+        if coefficients is None and energy is not None:
+            louder = _gather_energy(energy, seen, config, layout, ops)
+        mean = None
+        if louder is not None:
+            mean = mean_energy(louder, _energy_decay(config), _energy_count(config, step), ops)
+        scores = mean
+        if config.score_decay is None or scores is None:
+            scores = score_sums(seen, axis, config.score, ops)
+        if config.score == "l2":
+            scores = ops.xp.sqrt(scores)
+        indices = choose_columns(
+            scores,
+            current,
+            layout.rank,
+            ops,
+            hysteresis=config.hysteresis,
+            key=state.key,
+            step=step,
+        )
+        newcomers = None
+        if config.bias_correction == "gentle" and mean is not None:
+            seeded = decayed_weight(config.betas[1], SEED_COUNT, ops, mean)
+            newcomers = ops.pick(mean, indices) * seeded
+        moments = carry_moments(before, current, indices, ops, axis=axis, newcomers=newcomers)
+        return _Projected(indices, None, moments, louder, ops.take(seen, indices, axis=axis))
+
+    def keep() -> _Projected:
+        if coefficients is not None:
+            low_rank = ops.take(coefficients, current, axis=axis)
+        else:
+            low_rank = basis.project(full, current, ops, axis=axis, method=config.method)
+        return _Projected(current, None, before, energy, low_rank)
+
+    return ops.cond(refresh, choose, keep)
+
+
+def _project_stored(
+    full: Array,
+    state: DCTAdamWState,
+    step: int | Array,
+    refresh: bool | Array,
+    config: DCTAdamWConfig,
+    layout: Layout,
+    ops: Ops,
+) -> _Projected:
+    """Return the gradient on stored vectors, computed anew if ``refresh``."""
+    axis, current = layout.axis, state.vectors
+    assert current is not None  # noqa: S101 - check_state has seen to it; this tells the type checker
+    previous = ops.astype(current, full.dtype)
+    before = Moments(
+        ops.astype(state.first_moment, full.dtype),
+        ops.astype(state.second_moment, full.dtype),
+        None,
     )
 
+    def choose() -> _Projected:
+        if config.basis == "svd":
+            vectors = leading_vectors(full, layout.rank, ops, axis=axis)
+        else:
+            vectors = iterated_vectors(full, previous, ops, axis=axis)
+        moments = rotate_moments(before, previous, vectors, config.betas, step - 1, ops, axis=axis)
+        return on(vectors, moments)
 
-def _carry_ages(ages: Array, position: Array, stayed: Array, ops: Ops) -> Array:
-    carried = ops.xp.take_along_axis(ages, ops.as_index(position), axis=-1)
-    return ops.xp.where(stayed, carried, ops.xp.zeros_like(carried))
+    def on(vectors: Array, moments: Moments) -> _Projected:
+        low_rank = ops.apply_matrix(full, vectors, axis=axis)
+        return _Projected(None, ops.astype(vectors, current.dtype), moments, None, low_rank)
+
+    return ops.cond(refresh, choose, lambda: on(previous, before))
 
 
-def _across(weight: Scalar, axis: int) -> Scalar:
-    """Return a weight for each column ``(..., r)`` so that it broadcasts over the low-rank matrix."""
-    if isinstance(weight, (int, float)) or weight.ndim == 0:
-        return weight
-    return weight[..., None, :] if axis == -1 else weight[..., :, None]
+def _add_residual(
+    update: LowRankUpdate,
+    state: DCTAdamWState,
+    full: Array,
+    coefficients: Array | None,
+    low_rank: Array,
+    config: DCTAdamWConfig,
+    layout: Layout,
+    ops: Ops,
+) -> tuple[LowRankUpdate, DCTAdamWState]:
+    """Return the update and the state with what the residual policy makes of the rest of the gradient."""
+    if config.residual == "discard":
+        return update, state
+    axis = layout.axis
+    scale = config.residual_scale
+    if scale is None:
+        scale = DEFAULT_SCALE.get(config.residual, 1.0)
+    if config.residual == "normalized" and coefficients is not None and state.energy is not None:
+        decay, count = _energy_decay(config), _energy_count(config, state.step)
+        mean = mean_energy(state.energy, decay, count, ops)
+        complement = normalize_columns(coefficients, mean, scale, config.eps, ops, axis=axis)
+        return replace(update, complement=complement), state
+    if config.residual == "scaled" and state.residual_norm is not None:
+        ratios = row_ratios(update.factor, low_rank, ops, axis=axis) * scale
+        if coefficients is None or update.indices is None:
+            rest = full - _lifted(low_rank, update, ops, config.method)
+        else:
+            rest = without_chosen(coefficients, update.indices, ops, axis=axis)
+        rest, norm = limit_growth(rest * ratios, state.residual_norm, ops)
+        state = state._replace(residual_norm=norm)
+        if coefficients is None:
+            return replace(update, residual=rest), state
+        return replace(update, complement=rest), state
+    rest = full - _lifted(low_rank, update, ops, config.method)
+    if config.residual == "sign":
+        return replace(update, residual=ops.xp.sign(rest) * scale), state
+    return update, store_buffer(state, "feedback", rest, config.feedback_bits, state.step, ops)
+
+
+def _lifted(low_rank: Array, update: LowRankUpdate, ops: Ops, method: str) -> Array:
+    return materialize(replace(update, factor=low_rank), method=method, ops=ops)
+
+
+def _weights(
+    config: DCTAdamWConfig,
+    step: int | Array,
+    ages: Array | None,
+    like: Array,
+    axis: int,
+    ops: Ops,
+) -> tuple[Scalar, Scalar]:
+    """Return what the two moments are divided by to correct for their start."""
+    beta1, beta2 = config.betas
+    if ages is None:
+        return decayed_weight(beta1, step, ops, like), decayed_weight(beta2, step, ops, like)
+    if config.bias_correction == "column":
+        first = decayed_weight(beta1, ages, ops, like)
+        return across(first, axis), across(decayed_weight(beta2, ages, ops, like), axis)
+    return 1.0, across(decayed_weight(beta2, ages + SEED_COUNT, ops, like), axis)
+
+
+def _energy_decay(config: DCTAdamWConfig) -> Scalar:
+    return config.betas[1] if config.score_decay is None else config.score_decay
+
+
+def _energy_count(config: DCTAdamWConfig, step: Any) -> Any:
+    """Return how many gradients the running energy has seen after ``step`` steps."""
+    if config.transforms_every_step or config.refresh_every == 1:
+        return step
+    return step // config.refresh_every + 1
+
+
+def _gather_energy(
+    energy: Array, coefficients: Array, config: DCTAdamWConfig, layout: Layout, ops: Ops
+) -> Array:
+    squares = score_sums(coefficients, layout.axis, "l2", ops)
+    rows = ops.count_shards(layout.across)
+    return update_energy(energy, squares, rows, _energy_decay(config))

@@ -25,19 +25,28 @@ def cosine_columns(
 
     ``Q[i, j] = c_j sqrt(2/n) cos(pi j (2i + 1) / (2n))`` with ``c_0 = 1/sqrt(2)``, otherwise 1.
     """
-    odd = 2 * xp.arange(size, dtype=frequencies.dtype, device=device) + 1
-    # The angle is reduced modulo one period while it is still an integer. Left to the cosine, the
-    # product grows to n^2 and costs a float32 basis of size 4096 three of its seven digits.
-    phase = _product_modulo(odd[:, None], frequencies[..., None, :], 4 * size, xp)
-    columns = xp.cos(xp.astype(phase, dtype) * (math.pi / (2 * size))) * math.sqrt(2 / size)
-    constant = frequencies[..., None, :] < 1
-    return xp.where(constant, columns * math.sqrt(0.5), columns)
+    samples = xp.arange(size, dtype=frequencies.dtype, device=device)
+    return _cosines(samples[:, None], frequencies[..., None, :], size, xp, dtype)
+
+
+def cosine_rows(samples: Array, size: int, *, xp: Namespace, dtype: DType, device: Device) -> Array:
+    """Return the rows of the DCT basis at the given integer ``samples``, ``(..., r)`` to ``(..., r, size)``."""
+    frequencies = xp.arange(size, dtype=samples.dtype, device=device)
+    return _cosines(samples[..., :, None], frequencies, size, xp, dtype)
 
 
 def cosine_matrix(size: int, *, xp: Namespace, dtype: DType, device: Device) -> Array:
     """Return the ``(size, size)`` DCT basis ``Q``, its columns being the basis vectors."""
     frequencies = xp.arange(size, dtype=xp.int32, device=device)
     return cosine_columns(frequencies, size, xp=xp, dtype=dtype, device=device)
+
+
+def _cosines(samples: Array, frequencies: Array, size: int, xp: Namespace, dtype: DType) -> Array:
+    # The angle is reduced modulo one period while it is still an integer. Left to the cosine, the
+    # product grows to n^2 and costs a float32 basis of size 4096 three of its seven digits.
+    phase = _product_modulo(2 * samples + 1, frequencies, 4 * size, xp)
+    cosines = xp.cos(xp.astype(phase, dtype) * (math.pi / (2 * size))) * math.sqrt(2 / size)
+    return xp.where(frequencies < 1, cosines * math.sqrt(0.5), cosines)
 
 
 def _product_modulo(a: Array, b: Array, modulus: int, xp: Namespace) -> Array:

@@ -9,7 +9,6 @@ part of the namespace's module name: ``numpy``, ``torch``, ``jax``, ``cupy``), a
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, Generic, Self, TypeAlias, TypeVar
 
@@ -134,21 +133,35 @@ class StandardOps(Generic[A]):
             return taken
         return self.xp.take_along_axis(x, self.spread(index, x, axis=axis), axis=axis)
 
+    def pick(self, x: A, indices: A) -> A:
+        """Return the entries ``indices`` ``(..., r)`` of the vectors ``x`` ``(..., n)``."""
+        picked: A = self.xp.take_along_axis(x, self.as_index(indices), axis=-1)
+        return picked
+
     def put(self, values: A, indices: A, size: int, *, axis: int) -> A:
         """Return zeros of ``size`` along ``axis`` with ``values`` at ``indices``: the reverse of :meth:`take`."""
         # The array API has no scatter. Gathering through the inverse map gives the same: place j takes
         # from the position of j among the indices, or from an appended zero.
-        xp = self.xp
-        match = indices[..., None] == xp.arange(
-            size, dtype=indices.dtype, device=self.device_of(indices)
-        )
-        found = xp.any(match, axis=-2)
-        position = xp.where(
-            found, xp.argmax(self.astype(match, xp.int8), axis=-2), indices.shape[-1]
-        )
         edge = values[..., :1] if axis == -1 else values[..., :1, :]
-        padded = xp.concat([values, xp.zeros_like(edge)], axis=axis)
+        padded = self.xp.concat([values, self.xp.zeros_like(edge)], axis=axis)
+        position, _ = self.find(indices, size)
         return self.take(padded, position, axis=axis)
+
+    def replace(self, x: A, values: A, indices: A, *, axis: int) -> A:
+        """Return ``x`` with its rows or columns ``indices`` replaced by ``values``."""
+        _, found = self.find(indices, x.shape[axis])
+        mask = found[..., None, :] if axis == -1 else found[..., :, None]
+        replaced: A = self.xp.where(mask, self.put(values, indices, x.shape[axis], axis=axis), x)
+        return replaced
+
+    def find(self, indices: A, size: int) -> tuple[A, A]:
+        """Return for ``0 .. size - 1`` its position among ``indices`` (their number if none), and if it has one."""
+        xp = self.xp
+        places = xp.arange(size, dtype=indices.dtype, device=self.device_of(indices))
+        match = indices[..., None] == places
+        found = xp.any(match, axis=-2)
+        first = xp.argmax(self.astype(match, xp.int8), axis=-2)
+        return xp.where(found, first, indices.shape[-1]), found
 
     def spread(self, index: A, x: A, *, axis: int) -> A:
         """Return ``index`` ``(..., r)`` repeated across the other dimension of the matrices ``x``."""
@@ -172,6 +185,10 @@ class StandardOps(Generic[A]):
         """Return a host number unchanged and an array as a 0-d array of the dtype of ``like``."""
         return self.astype(value, like.dtype) if is_array_api_obj(value) else value  # type: ignore[arg-type]
 
+    def count_shards(self, length: int) -> int:
+        """Return the length over all shards of a dimension that is ``length`` here: itself on one device."""
+        return length
+
     def sum_shards(self, partial: A) -> A:
         """Return the sum of ``partial`` over all shards of the matrix: itself on one device."""
         return partial
@@ -181,8 +198,13 @@ class StandardOps(Generic[A]):
 Ops: TypeAlias = StandardOps[Any]
 
 
-@cache
-def _ops_of(xp: Namespace) -> Ops:
+# What was found for each namespace and each array type. Dictionaries, because a graph compiler reads through
+# them; the body of a cached function, here a search of the installed packages, it would trace.
+_ops_of_namespace: dict[str, Ops] = {}
+_ops_of_type: dict[type, Ops] = {}
+
+
+def _find_ops(xp: Namespace) -> Ops:
     library = xp.__name__.removeprefix("array_api_compat.").split(".")[0]
     for entry in entry_points(group=ENTRY_POINT_GROUP, name=library):
         adapter: Ops = entry.load()(xp)
@@ -195,16 +217,17 @@ def namespace_of(*arrays: Array) -> Namespace:
     return array_namespace(*arrays)
 
 
-def standard_namespace(xp: Namespace) -> Namespace:
-    """Return ``xp`` itself if it follows the array API, or its compatible wrapper (``torch``, ``numpy``)."""
-    return array_namespace(xp.empty(0))
-
-
 def ops_for(array: Array) -> Ops:
     """Return the operations for ``array``'s library: its adapter, or :class:`StandardOps` without one."""
-    return _ops_of(array_namespace(array))
+    ops = _ops_of_type.get(type(array))
+    if ops is None:
+        xp = array_namespace(array)
+        if xp.__name__ not in _ops_of_namespace:
+            _ops_of_namespace[xp.__name__] = _find_ops(xp)
+        ops = _ops_of_type[type(array)] = _ops_of_namespace[xp.__name__]
+    return ops
 
 
 def ops_for_namespace(xp: Namespace) -> Ops:
     """Return the operations for a namespace, wrapped for the array API where need be."""
-    return _ops_of(standard_namespace(xp))
+    return ops_for(xp.empty(0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lowrank_core._checks import check_axis, check_choice, check_integer, check_matrix
 from lowrank_core._typing import Array
-from lowrank_core.bases import Basis, get_basis
+from lowrank_core.bases import get_basis
 from lowrank_core.ops import METHODS, Ops, ops_for
 
 
@@ -43,7 +43,7 @@ def project(
     _check(matrix, "matrix", axis, method, ops)
     chosen = get_basis(basis)
     chosen.check_size(matrix.shape[axis])
-    low_rank = project_onto(ops.to_compute(matrix), indices, chosen, ops, axis=axis, method=method)
+    low_rank = chosen.project(ops.to_compute(matrix), indices, ops, axis=axis, method=method)
     return ops.astype(low_rank, matrix.dtype)
 
 
@@ -91,37 +91,8 @@ def lift(
     check_integer("size", size, low=1)
     chosen = get_basis(basis)
     chosen.check_size(size)
-    full = lift_from(ops.to_compute(low_rank), indices, size, chosen, ops, axis=axis, method=method)
+    full = chosen.lift(ops.to_compute(low_rank), indices, size, ops, axis=axis, method=method)
     return ops.astype(full, low_rank.dtype)
-
-
-def project_onto(
-    matrix: Array, indices: Array, basis: Basis, ops: Ops, *, axis: int, method: str
-) -> Array:
-    """Return what :func:`project` returns, unchecked and in a compute dtype."""
-    size = matrix.shape[axis]
-    if ops.use_product(indices.shape[-1], size, method):
-        columns = basis.columns(indices, size, matrix, ops)
-        return ops.apply_matrix(matrix, columns, axis=axis)
-    return ops.take(basis.transform(matrix, ops, axis=axis, method=method), indices, axis=axis)
-
-
-def lift_from(
-    low_rank: Array,
-    indices: Array,
-    size: int,
-    basis: Basis,
-    ops: Ops,
-    *,
-    axis: int,
-    method: str,
-) -> Array:
-    """Return what :func:`lift` returns, unchecked and in a compute dtype."""
-    if ops.use_product(indices.shape[-1], size, method):
-        columns = basis.columns(indices, size, low_rank, ops)
-        return ops.apply_matrix(low_rank, ops.xp.matrix_transpose(columns), axis=axis)
-    coefficients = ops.put(low_rank, indices, size, axis=axis)
-    return basis.inverse(coefficients, ops, axis=axis, method=method)
 
 
 def _check(x: Array, name: str, axis: int, method: str, ops: Ops) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from lowrank_core._checks import check_choice
-from lowrank_core._typing import Array, Device
+from lowrank_core._typing import Array, Device, DType
 from lowrank_core.ops import Ops
+from lowrank_core.quantization import Quantized, dequantize, quantize, quantized_shapes
+from lowrank_core.rounding import store
 
 _ITEM_BYTES = {"float64": 8, "float32": 4, "int32": 4, "bfloat16": 2, "float16": 2, "uint8": 1}
+State = TypeVar("State", bound=Any)
+
 STATE_DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
@@ -88,6 +92,48 @@ def state_bytes(shape: tuple[int, ...], config: HasState, *, dtype: str = "float
         Bytes of all arrays of the state. The step count, a number, is not among them.
     """
     return sum(array.nbytes for array in config.state_spec(tuple(shape), dtype).values())
+
+
+def buffer_spec(
+    name: str, shape: tuple[int, ...], dtype: str, scale_dtype: str, bits: int | None
+) -> dict[str, ArraySpec]:
+    """Return what a buffer of the size of the parameter is kept as: one array, or codes with their scales."""
+    if bits is None:
+        return {name: ArraySpec(shape, dtype)}
+    codes, scales = quantized_shapes(shape, bits)
+    return {
+        name: ArraySpec(codes, "uint8"),
+        f"{name}_minimum": ArraySpec(scales, scale_dtype),
+        f"{name}_scale": ArraySpec(scales, scale_dtype),
+    }
+
+
+def load_buffer(
+    state: Any, name: str, bits: int | None, shape: tuple[int, ...], dtype: DType, ops: Ops
+) -> Array:
+    """Return the buffer ``name`` of a state as numbers of ``dtype``."""
+    kept = getattr(state, name)
+    if bits is not None:
+        minimum, scale = getattr(state, f"{name}_minimum"), getattr(state, f"{name}_scale")
+        kept = dequantize(Quantized(kept, minimum, scale, bits, shape[-1]))
+    return ops.astype(kept, dtype)
+
+
+def store_buffer(
+    state: State, name: str, x: Array, bits: int | None, step: int | Array, ops: Ops
+) -> State:
+    """Return the state with ``x`` kept as its buffer ``name``."""
+    if bits is None:
+        return state._replace(**{name: store(x, getattr(state, name).dtype, step, 3, ops)})
+    quantized = quantize(x, bits)
+    scale_dtype = getattr(state, f"{name}_scale").dtype
+    return state._replace(
+        **{
+            name: quantized.codes,
+            f"{name}_minimum": ops.astype(quantized.minimum, scale_dtype),
+            f"{name}_scale": ops.astype(quantized.scale, scale_dtype),
+        }
+    )
 
 
 def _described(shape: tuple[int, ...] | None) -> str:

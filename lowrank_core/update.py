@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from lowrank_core._typing import Array
 from lowrank_core.bases import get_basis
 from lowrank_core.ops import Ops, ops_for
-from lowrank_core.projection import lift_from
 
 
 @dataclass(frozen=True)
@@ -19,22 +18,29 @@ class LowRankUpdate:
     factor
         ``(..., m, r)`` (axis -1) or ``(..., r, n)`` (axis -2): coefficients on the chosen basis vectors.
     indices
-        ``(..., r)`` int32: the chosen basis vectors.
+        ``(..., r)`` int32: the chosen basis vectors; ``None`` where ``vectors`` has them.
     axis
         The transformed axis, -1 or -2.
     size
         Its length.
     basis
         Name of the basis.
+    vectors
+        ``(..., size, r)`` or ``None``: the basis vectors of a basis that is not fixed.
+    complement
+        ``(..., m, n)`` or ``None``: coefficients that a residual policy gives the basis vectors not chosen (those at
+        the chosen ones are ignored).
     residual
         ``(..., m, n)`` or ``None``: what a residual policy adds, in the parameter's own coordinates.
     """
 
     factor: Array
-    indices: Array
+    indices: Array | None
     axis: int
     size: int
     basis: str = "dct"
+    vectors: Array | None = None
+    complement: Array | None = None
     residual: Array | None = None
 
 
@@ -45,11 +51,11 @@ def slice_across(update: LowRankUpdate, block: slice) -> LowRankUpdate:
     added block by block.
     """
     key = (..., block, slice(None)) if update.axis == -1 else (..., block)
-    residual = update.residual
     return replace(
         update,
         factor=update.factor[key],
-        residual=None if residual is None else residual[key],
+        complement=None if update.complement is None else update.complement[key],
+        residual=None if update.residual is None else update.residual[key],
     )
 
 
@@ -59,13 +65,16 @@ def materialize(update: LowRankUpdate, /, *, method: str = "auto", ops: Ops | No
     ``method`` is that of :func:`lowrank_core.lift`.
     """
     ops = ops_for(update.factor) if ops is None else ops
-    full = lift_from(
-        update.factor,
-        update.indices,
-        update.size,
-        get_basis(update.basis),
-        ops,
-        axis=update.axis,
-        method=method,
-    )
+    axis = update.axis
+    if update.vectors is not None:
+        full = ops.apply_matrix(update.factor, ops.xp.matrix_transpose(update.vectors), axis=axis)
+    elif update.indices is None:
+        raise ValueError("update must have indices or vectors, got neither")
+    elif update.complement is not None:
+        coefficients = ops.replace(update.complement, update.factor, update.indices, axis=axis)
+        full = get_basis(update.basis).inverse(coefficients, ops, axis=axis, method=method)
+    else:
+        full = get_basis(update.basis).lift(
+            update.factor, update.indices, update.size, ops, axis=axis, method=method
+        )
     return full if update.residual is None else full + update.residual

@@ -16,7 +16,7 @@ T = TypeVar("T")
 # An update leaves `jax.jit` like any other result: its arrays are traced, its geometry is static.
 jax.tree_util.register_dataclass(
     LowRankUpdate,
-    data_fields=["factor", "indices", "residual"],
+    data_fields=["factor", "indices", "vectors", "complement", "residual"],
     meta_fields=["axis", "size", "basis"],
 )
 
