@@ -15,6 +15,7 @@ from lowrank_core.projection import lift, project
 from lowrank_core.quantization import Quantized, dequantize, quantize
 from lowrank_core.state import state_bytes
 from lowrank_core.transforms import dct, dct_matrix, idct
+from lowrank_core.trion import TrionConfig, TrionState, trion_init, trion_step
 from lowrank_core.update import LowRankUpdate, materialize
 
 __version__ = "0.1.0"
@@ -26,6 +27,8 @@ __all__ = [
     "LowRankUpdate",
     "Quantized",
     "StandardOps",
+    "TrionConfig",
+    "TrionState",
     "basis_names",
     "carry_columns",
     "column_scores",
@@ -46,4 +49,6 @@ __all__ = [
     "register_basis",
     "select_columns",
     "state_bytes",
+    "trion_init",
+    "trion_step",
 ]

@@ -38,6 +38,8 @@ class StandardOps(Generic[A]):
 
     #: Below this size the matrix product is the faster transform, whatever the library.
     small_size = 32
+    #: The axis of a matrix that is spread over shards, which is never the transformed one; ``None`` on one device.
+    sharded_axis: int | None = None
     #: Up to this many columns a product with them costs less than a whole transform.
     few_columns = 96
 

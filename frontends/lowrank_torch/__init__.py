@@ -3,12 +3,14 @@
 from lowrank_torch._dct_adamw import DCTAdamW
 from lowrank_torch._groups import ParameterRole, matrix_groups, parameter_roles
 from lowrank_torch._optimizer import LowRankOptimizer, Treatment
+from lowrank_torch._trion import Trion
 
 __all__ = [
     "DCTAdamW",
     "LowRankOptimizer",
     "ParameterRole",
     "Treatment",
+    "Trion",
     "matrix_groups",
     "parameter_roles",
 ]

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from lowrank_core.ops import Ops
+from lowrank_torch._apply import Dither, write
+
 _WIDE = (torch.float32, torch.float64)
 
 
@@ -16,10 +19,17 @@ def adamw_step(
     parameters: list[Tensor],
     states: list[dict[str, Any]],
     group: Mapping[str, Any],
+    streams: list[int],
+    ops: Ops,
 ) -> None:
-    """Do one AdamW step on every parameter of a group, making its state first where there is none."""
+    """Do one AdamW step on every parameter of a group, making its state first where there is none.
+
+    ``streams`` number the parameters for the random rounding of their writes, where the group asks for it.
+    """
     wide: list[int] = []
-    for index, (parameter, state) in enumerate(zip(parameters, states, strict=True)):
+    for index, (parameter, state, stream) in enumerate(
+        zip(parameters, states, streams, strict=True)
+    ):
         if not state:
             dtype = parameter.dtype if parameter.dtype in _WIDE else torch.float32
             # A number that the host reads: on the CPU whatever the default device, and by `tensor`, which
@@ -33,7 +43,8 @@ def adamw_step(
             # Arithmetic in float32, one parameter's copy at a time; the write rounds once.
             copy = parameter.float()
             _run([copy], [_gradient(parameter).float()], [state], group)
-            parameter.copy_(copy)
+            dither = Dither(stream, int(state["step"])) if group["stochastic_rounding"] else None
+            write(parameter, copy, dither, ops)
     if wide:
         chosen = [parameters[index] for index in wide]
         gradients = [_gradient(parameter) for parameter in chosen]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from lowrank_core import LowRankUpdate, materialize
 from lowrank_core.ops import Ops
+from lowrank_core.random import fold
+from lowrank_core.rounding import round_stochastically
 from lowrank_core.update import slice_across
 
 # Numbers in one block of the temporary that holds the update: a core's cache on the CPU, a launch worth
@@ -16,45 +19,49 @@ _CPU_BLOCK = 2**18
 _DEVICE_BLOCK = 2**24
 
 
-def as_matrices(tensor: Tensor, batch_dims: int) -> Tensor:
-    """Return ``tensor`` as a stack of matrices: ``batch_dims`` leading dimensions, then ``rows x all the rest``."""
-    return tensor.flatten(batch_dims + 1) if tensor.ndim > batch_dims + 2 else tensor
+class Dither(NamedTuple):
+    """What makes the random rounding of one write its own: a stream for each parameter, the step, and the place."""
+
+    stream: int
+    step: int | Tensor
+    place: int = 0
 
 
 def apply_update(
-    parameter: Tensor,
+    matrices: Tensor,
     update: LowRankUpdate,
     *,
     rate: float | Tensor,
     decay: float,
-    batch_dims: int,
+    dither: Dither | None,
     ops: Ops,
 ) -> None:
-    """Do ``parameter <- (1 - rate * decay) * parameter - rate * update`` with bounded temporaries.
-
-    A parameter whose memory is not laid out as matrices (a channels-last convolution) is copied there and back.
-    """
-    matrices = as_matrices(parameter, batch_dims)
+    """Do ``matrices <- (1 - rate * decay) * matrices - rate * update`` in place, with bounded temporaries."""
     dim = -2 if update.axis == -1 else -1
-    numbers = _CPU_BLOCK if parameter.device.type == "cpu" else _DEVICE_BLOCK
+    numbers = _CPU_BLOCK if matrices.device.type == "cpu" else _DEVICE_BLOCK
     width = max(1, numbers * matrices.shape[dim] // max(1, matrices.numel()))
     for start in range(0, matrices.shape[dim], width):
         length = min(width, matrices.shape[dim] - start)
         target = matrices.narrow(dim, start, length)
         delta: Any = materialize(slice_across(update, slice(start, start + length)), ops=ops)
-        _move(target, delta, rate, decay)
-    if matrices is not parameter:
-        # Costs nothing where the matrices are a view: PyTorch copies no tensor onto itself.
-        parameter.copy_(matrices.view(parameter.shape))
+        exact = target if target.dtype == delta.dtype else target.to(delta.dtype)
+        if decay:
+            exact.mul_(1 - rate * decay)
+        if isinstance(rate, Tensor):
+            exact.sub_(delta.mul_(rate))
+        else:
+            exact.sub_(delta, alpha=rate)
+        if exact is not target:
+            place = None if dither is None else dither._replace(place=dither.place + start)
+            write(target, exact, place, ops)
 
 
-def _move(target: Tensor, delta: Tensor, rate: float | Tensor, decay: float) -> None:
-    exact = target if target.dtype == delta.dtype else target.to(delta.dtype)
-    if decay:
-        exact.mul_(1 - rate * decay)
-    if isinstance(rate, Tensor):
-        exact.sub_(delta.mul_(rate))
-    else:
-        exact.sub_(delta, alpha=rate)
-    if exact is not target:
+def write(target: Tensor, exact: Tensor, dither: Dither | None, ops: Ops) -> None:
+    """Write ``exact`` into the narrower ``target``, rounded to nearest or, with a ``dither``, at random."""
+    if dither is None:
         target.copy_(exact)
+        return
+    key: Any = torch.full((1,), dither.stream, dtype=torch.int32, device=exact.device)
+    key = fold(fold(key, dither.step), dither.place)
+    rounded: Any = round_stochastically(exact, target.dtype, key, ops)
+    target.copy_(rounded)

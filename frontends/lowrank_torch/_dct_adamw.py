@@ -43,7 +43,16 @@ class DCTAdamW(LowRankOptimizer):
     rank
         Basis columns kept: an integer, or a fraction in (0, 1) of the transformed dimension.
     **options
-        ``maximize``, ``batch_dims``, ``algorithm``, and every other field of `lowrank_core.DCTAdamWConfig`.
+        Every other field of `lowrank_core.DCTAdamWConfig`, and
+
+        - ``algorithm``: ``"dct_adamw"`` or ``"adamw"``;
+        - ``maximize``: go up instead of down;
+        - ``batch_dims``, ``split_sizes``, ``num_heads``: which matrices a parameter consists of. The rows of a fused
+          projection are cut into parts of ``split_sizes``, those of each part into ``num_heads`` (one number, or one
+          for each part) matrices of equal height, each with columns of its own;
+        - ``stochastic_rounding``: write parameters narrower than float32 rounded at random, with odds by distance,
+          so that small updates and weight decay are not lost.
+
         Each may also be set in a group.
 
     Raises
@@ -59,6 +68,7 @@ class DCTAdamW(LowRankOptimizer):
     algorithm = "dct_adamw"
     _config_type = DCTAdamWConfig
     _state_type = DCTAdamWState
+    _draws = True
     _init = staticmethod(dct_adamw_init)
 
     def __init__(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -12,12 +13,20 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lowrank_core import LowRankUpdate, ops_for_namespace, state_bytes
-from lowrank_core._checks import check_choice, check_integer, check_number
+from lowrank_core._checks import check_choice, check_number
 from lowrank_core.constants import Constants
 from lowrank_core.layout import resolve_axis, resolve_rank
 from lowrank_core.ops import Ops
 from lowrank_torch._adamw import adamw_step
-from lowrank_torch._apply import apply_update, as_matrices
+from lowrank_torch._apply import Dither, apply_update
+from lowrank_torch._loading import check_loadable, check_shapes, parameter_name
+from lowrank_torch._matrices import (
+    SHAPE_OPTIONS,
+    as_matrices,
+    check_shape_options,
+    matrix_shapes,
+    matrix_views,
+)
 
 #: Keys of a group that are no options: what PyTorch and its schedulers keep there.
 _BOOKKEEPING = {"params", "param_names", "name", "initial_lr"}
@@ -52,13 +61,16 @@ class LowRankOptimizer(Optimizer):
     _config_type: ClassVar[type[Any]]
     _state_type: ClassVar[type[Any]]
     _init: ClassVar[Callable[..., Any]]
+    #: Whether the rule draws random numbers, and so wants to know which parameter it is at.
+    _draws: ClassVar[bool] = False
     _step: ClassVar[Callable[..., tuple[LowRankUpdate, Any]]]
 
     def __init__(self, params: Any, options: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         """Check ``options`` (fields of the configuration) and ``own`` (of the frontend), and add the groups."""
         fields = {field.name: field for field in dataclasses.fields(self._config_type)}
         defaults = {name: field.default for name, field in fields.items()}
-        defaults |= {"algorithm": self.algorithm, "batch_dims": 0, "maximize": False, **own}
+        defaults |= {"algorithm": self.algorithm, **SHAPE_OPTIONS}
+        defaults |= {"maximize": False, "stochastic_rounding": False, **own}
         _check_known(options, defaults, type(self).__name__)
         self._ops = _operations()
         super().__init__(params, defaults | dict(options))
@@ -74,7 +86,7 @@ class LowRankOptimizer(Optimizer):
         """Add a group after checking every option of it, and that its parameters can be stepped with them."""
         if isinstance(param_group, dict):
             _check_known(param_group, self.defaults, "a parameter group", extra=_BOOKKEEPING)
-            self._config({**self.defaults, **param_group})
+            self.check_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
         try:
             self._check_parameters(self.param_groups[-1], len(self.param_groups) - 1)
@@ -84,62 +96,71 @@ class LowRankOptimizer(Optimizer):
 
     def _check_parameters(self, group: Mapping[str, Any], place: int) -> None:
         """Raise unless every parameter of a group can be stepped as its options say."""
-        config = self._config(group)
+        config = self.check_options(group)
         for index, parameter in enumerate(group["params"]):
             if self._treat(parameter, group, config)[0]:
                 continue
             if _is_sharded(parameter):
                 raise NotImplementedError(
                     f"low-rank steps need parameters that are whole, got a DTensor for "
-                    f'{_name(group, place, index)}; algorithm="adamw" in its group gives it full AdamW'
+                    f'{parameter_name(group, place, index)}; algorithm="adamw" in its group gives it full AdamW'
                 )
-            config.layout(matrix_shape(parameter, group["batch_dims"]))
+            for shape in matrix_shapes(parameter.shape, group):
+                self._fitted(config, shape).layout(shape)
 
-    def _config(self, group: Mapping[str, Any]) -> Any:
+    def check_options(self, group: Mapping[str, Any]) -> Any:
         """Return the core's configuration of a group, every option checked."""
         check_choice("algorithm", group["algorithm"], (self.algorithm, "adamw"))
         check_choice("maximize", group["maximize"], (False, True))
         _check_rate(group["lr"])
         check_number("weight_decay", group["weight_decay"], low=0)
-        check_integer("batch_dims", group["batch_dims"], low=0)
+        check_choice("stochastic_rounding", group["stochastic_rounding"], (False, True))
+        check_shape_options(group)
         names = (field.name for field in dataclasses.fields(self._config_type))
         return self._config_type(**{name: group[name] for name in names})
 
     def _reason_for_adamw(self, shape: tuple[int, ...], config: Any) -> str:
-        """Return why a parameter of a low-rank group gets AdamW, or nothing where it does not."""
-        if len(shape) < 2:
-            return f"{len(shape)}-dimensional, not a matrix"
+        """Return why matrices of ``shape`` in a low-rank group get AdamW, or nothing where they do not."""
         size = shape[resolve_axis(shape, config.side)]
         rank = resolve_rank(config.rank, size)
         return f"rank {rank} is not below the transformed size {size}" if rank >= size else ""
+
+    def _fitted(self, config: Any, shape: tuple[int, ...]) -> Any:
+        """Return the configuration for matrices of ``shape``, whose rank is at most the transformed size."""
+        size = shape[resolve_axis(shape, config.side)]
+        if resolve_rank(config.rank, size) <= size:
+            return config
+        return dataclasses.replace(config, rank=size)
 
     def _treat(self, parameter: Tensor, group: Mapping[str, Any], config: Any) -> tuple[bool, str]:
         """Return whether a parameter gets AdamW, and why where its group says otherwise."""
         if group["algorithm"] == "adamw":
             return True, ""
-        if parameter.ndim - group["batch_dims"] < 2:
-            reason = self._reason_for_adamw(tuple(parameter.shape[group["batch_dims"] :]), config)
-        else:
-            shape = matrix_shape(parameter, group["batch_dims"])
-            reason = self._reason_for_adamw(shape[group["batch_dims"] :], config)
-        return bool(reason), reason
+        single = parameter.ndim - group["batch_dims"]
+        if single < 2:
+            return True, f"{max(0, single)}-dimensional, not a matrix"
+        shapes = matrix_shapes(parameter.shape, group)
+        reasons = [self._reason_for_adamw(shape, config) for shape in shapes]
+        return all(reasons), reasons[0]
 
     def summary(self) -> list[Treatment]:
         """Return how every parameter is stepped, in the order of the groups."""
         rows = []
         for place, group in enumerate(self.param_groups):
-            config = self._config(group)
+            config = self.check_options(group)
             for index, parameter in enumerate(group["params"]):
                 full, reason = self._treat(parameter, group, config)
-                name = _name(group, place, index)
+                name = parameter_name(group, place, index)
                 shape = tuple(parameter.shape)
                 dtype = "float64" if parameter.dtype == torch.float64 else "float32"
                 if full:
                     size = 2 * parameter.numel() * (8 if dtype == "float64" else 4)
                     rows.append(Treatment(name, shape, "adamw", None, None, size, reason))
                 else:
-                    layout = config.layout(matrix_shape(parameter, group["batch_dims"]))
-                    size = state_bytes(layout.shape, config, dtype=dtype)
+                    shapes = matrix_shapes(parameter.shape, group)
+                    fitted = [self._fitted(config, shape) for shape in shapes]
+                    size = sum(map(partial(state_bytes, dtype=dtype), shapes, fitted))
+                    layout = fitted[0].layout(shapes[0])
                     rows.append(
                         Treatment(name, shape, self.algorithm, layout.rank, layout.axis, size, "")
                     )
@@ -171,60 +192,87 @@ class LowRankOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        configs = [self._config(group) for group in self.param_groups]
-        for place, (group, config) in enumerate(zip(self.param_groups, configs, strict=True)):
+        configs = [self.check_options(group) for group in self.param_groups]
+        for place, group in enumerate(self.param_groups):
             for index, parameter in enumerate(group["params"]):
                 if parameter.grad is None:
                     continue
-                name = _name(group, place, index)
+                name = parameter_name(group, place, index)
                 _check_gradient(parameter.grad, name)
                 state = self.state.get(parameter)
                 if state:
-                    self._check_shapes(
-                        "the optimizer's state", parameter, state, group, config, name
-                    )
+                    wanted = self.state_shapes(parameter, group)
+                    check_shapes("the optimizer's state", state, wanted, name)
+        first = 0
         for group, config in zip(self.param_groups, configs, strict=True):
-            self._step_group(group, config)
+            self._step_group(group, config, first)
+            first += len(group["params"])
         return loss
 
-    def _step_group(self, group: dict[str, Any], config: Any) -> None:
-        rest = []
-        for parameter in group["params"]:
+    def _step_group(self, group: dict[str, Any], config: Any, first: int) -> None:
+        """Step the parameters of a group, the ``first`` of which has that number among all of them."""
+        rest, streams = [], []
+        for stream, parameter in enumerate(group["params"], start=first):
             if parameter.grad is None:
                 continue
             if self._treat(parameter, group, config)[0]:
                 rest.append(parameter)
+                streams.append(stream)
             else:
-                self._step_matrix(parameter, group, config)
+                self._step_matrices(parameter, group, config, stream)
         if rest:
-            adamw_step(rest, [self.state[parameter] for parameter in rest], group)
+            adamw_step(rest, [self.state[p] for p in rest], group, streams, self._ops)
 
-    def _step_matrix(self, parameter: Tensor, group: dict[str, Any], config: Any) -> None:
-        gradient = as_matrices(parameter.grad, group["batch_dims"])  # type: ignore[arg-type]
-        state = self.state[parameter]
-        before = (
-            self._state_type(**state)
-            if state
-            else type(self)._init(
-                tuple(gradient.shape),
-                config,
-                xp=torch,
-                dtype=gradient.dtype,
-                device=gradient.device,
-            )
-        )
-        update, after = type(self)._step(gradient, before, config, ops=self._ops)
-        rate = group["lr"]
-        apply_update(
-            parameter,
-            update,
+    def _step_matrices(
+        self, parameter: Tensor, group: dict[str, Any], config: Any, stream: int
+    ) -> None:
+        """Step the matrices of one parameter."""
+        gradient: Any = parameter.grad
+        gradients = matrix_views(as_matrices(gradient, group["batch_dims"]).contiguous(), group)
+        # A parameter whose memory is not laid out as matrices (a channels-last convolution) is stepped as a copy.
+        whole = as_matrices(parameter, group["batch_dims"])
+        state, rate, decay = self.state[parameter], group["lr"], group["weight_decay"]
+        if group["maximize"]:
             # Every rule is odd in the gradient, so going up is going down with the sign turned.
-            rate=-rate if group["maximize"] else rate,
-            decay=-group["weight_decay"] if group["maximize"] else group["weight_decay"],
-            batch_dims=group["batch_dims"],
-            ops=self._ops,
-        )
-        state.update((name, value) for name, value in after._asdict().items() if value is not None)
+            rate, decay = -rate, -decay
+        after: dict[str, Any] = {}
+        for block, (target, part) in enumerate(
+            zip(matrix_views(whole, group), gradients, strict=True)
+        ):
+            fitted = self._fitted(config, tuple(part.shape))
+            before = self._state_of(state, part, fitted, block, gradients, stream)
+            update, kept = type(self)._step(part, before, fitted, ops=self._ops)
+            dither = (
+                Dither(stream, kept.step, block << 24) if group["stochastic_rounding"] else None
+            )
+            apply_update(target, update, rate=rate, decay=decay, dither=dither, ops=self._ops)
+            after["step"] = kept.step
+            for name, value in kept._asdict().items():
+                if value is not None and name != "step":
+                    after[_key(name, block, gradients)] = value
+        if whole is not parameter:
+            # Costs nothing where the matrices are a view: PyTorch copies no tensor onto itself.
+            parameter.copy_(whole.view(parameter.shape))
+        state.update(after)
+
+    def _state_of(
+        self,
+        state: Mapping[str, Any],
+        part: Tensor,
+        config: Any,
+        block: int,
+        blocks: Sequence[object],
+        stream: int,
+    ) -> Any:
+        """Return the core's state of one block of matrices, made anew before the first step."""
+        if not state:
+            place = {"stream": (stream << 8) + block} if self._draws else {}
+            return type(self)._init(
+                tuple(part.shape), config, xp=torch, dtype=part.dtype, device=part.device, **place
+            )
+        names = self._state_type._fields
+        own = {name: state.get(_key(name, block, blocks)) for name in names if name != "step"}
+        return self._state_type(step=state["step"], **own)
 
     # -- loading -------------------------------------------------------------------------------
 
@@ -239,7 +287,7 @@ class LowRankOptimizer(Optimizer):
         loaded: dict[str, Any] = {}
 
         def check(_: Optimizer, given: dict[str, Any]) -> None:
-            self._check_loadable(given)
+            check_loadable(self, given)
             loaded.update(given)
 
         def keep_dtypes(_: Optimizer) -> None:
@@ -265,80 +313,26 @@ class LowRankOptimizer(Optimizer):
             for handle in handles:
                 handle.remove()
 
-    def _check_loadable(self, state_dict: Mapping[str, Any]) -> None:
-        saved_groups = state_dict["param_groups"]
-        if len(saved_groups) != len(self.param_groups):
-            raise ValueError(
-                f"state_dict must have {len(self.param_groups)} parameter groups, got {len(saved_groups)}"
-            )
-        for place, (group, saved) in enumerate(zip(self.param_groups, saved_groups, strict=True)):
-            if len(saved["params"]) != len(group["params"]):
-                raise ValueError(
-                    f"state_dict must have {len(group['params'])} parameters in group {place}, "
-                    f"got {len(saved['params'])}"
-                )
-            # PyTorch adds an option of its own to the defaults of a copied optimizer.
-            for option in self.defaults:
-                if option not in saved and option != "differentiable":
-                    raise ValueError(
-                        f"state_dict must have every option of group {place}, got none for {option!r}"
-                    )
-            for option in self._structural_options():
-                if saved.get(option) != group[option]:
-                    raise ValueError(
-                        f"state_dict must have been made with {option}={group[option]!r} in group {place}, "
-                        f"got {saved.get(option)!r}"
-                    )
-            config = self._config({**group, **saved, "params": group["params"]})
-            for index, (parameter, id_) in enumerate(
-                zip(group["params"], saved["params"], strict=True)
-            ):
-                state = state_dict["state"].get(id_)
-                if state:
-                    name = _name(group, place, index)
-                    self._check_shapes("state_dict", parameter, state, group, config, name)
-
-    def _structural_options(self) -> Iterable[str]:
+    def structural_options(self) -> Iterable[str]:
         """Return the options that a state is made for, as opposed to numbers that may change in a run."""
-        own = ("algorithm", "batch_dims")
+        own = ("algorithm", *SHAPE_OPTIONS)
         numbers = {"betas", "eps", "momentum", "method"}
         names = (field.name for field in dataclasses.fields(self._config_type))
         return (*own, *(name for name in names if name not in numbers))
 
-    def _check_shapes(
-        self,
-        what: str,
-        parameter: Tensor,
-        state: Mapping[str, Any],
-        group: Mapping[str, Any],
-        config: Any,
-        name: str,
-    ) -> None:
-        wanted: dict[str, tuple[int, ...]]
+    def state_shapes(
+        self, parameter: Tensor, group: Mapping[str, Any]
+    ) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every entry of a parameter's state."""
+        config = self.check_options(group)
+        shapes: dict[str, tuple[int, ...]] = {"step": ()}
         if self._treat(parameter, group, config)[0]:
-            wanted = dict.fromkeys(("exp_avg", "exp_avg_sq"), tuple(parameter.shape)) | {"step": ()}
-        else:
-            spec = config.state_spec(matrix_shape(parameter, group["batch_dims"]))
-            wanted = {key: array.shape for key, array in spec.items()} | {"step": ()}
-        found = {
-            key: tuple(value.shape) if isinstance(value, Tensor) else ()
-            for key, value in state.items()
-        }
-        for key in sorted(wanted.keys() | found.keys()):
-            if wanted.get(key) != found.get(key):
-                raise ValueError(
-                    f"{what} must fit the model and its options: {key} of {name} is of shape "
-                    f"{wanted.get(key, 'absent')} by these, got {found.get(key, 'absent')}"
-                )
-
-
-def matrix_shape(parameter: Tensor, batch_dims: int) -> tuple[int, ...]:
-    """Return the shape of ``parameter`` as a stack of matrices (see `as_matrices`)."""
-    shape = tuple(parameter.shape)
-    rest = 1
-    for length in shape[batch_dims + 1 :]:
-        rest *= length
-    return (*shape[: batch_dims + 1], rest)
+            return shapes | dict.fromkeys(("exp_avg", "exp_avg_sq"), tuple(parameter.shape))
+        blocks = matrix_shapes(parameter.shape, group)
+        for block, shape in enumerate(blocks):
+            spec = self._fitted(config, shape).state_spec(shape)
+            shapes |= {_key(name, block, blocks): spec[name].shape for name in spec}
+        return shapes
 
 
 def _operations() -> Ops:
@@ -356,10 +350,9 @@ def _check_known(
             raise TypeError(f"options of {where} must be among {listed}; got {option!r}")
 
 
-def _name(group: Mapping[str, Any], place: int, index: int) -> str:
-    if "param_names" in group:
-        return str(group["param_names"][index])
-    return f"parameter {index} of group {place}"
+def _key(name: str, block: int, blocks: Sequence[object]) -> str:
+    """Return the name of an entry of state, numbered where a parameter has several blocks of matrices."""
+    return name if len(blocks) == 1 else f"{name}.{block}"
 
 
 def _check_rate(rate: float | Tensor) -> None:

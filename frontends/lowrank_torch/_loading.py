@@ -1,0 +1,83 @@
+"""Checks that a state dict fits an optimizer, made before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+class Fits(Protocol):
+    """What is asked of an optimizer here."""
+
+    param_groups: list[dict[str, Any]]
+    defaults: dict[str, Any]
+
+    def structural_options(self) -> Iterable[str]:
+        """Return the options that a state is made for."""
+
+    def check_options(self, group: Mapping[str, Any]) -> Any:
+        """Return the configuration of a group, every option checked."""
+
+    def state_shapes(
+        self, parameter: Tensor, group: Mapping[str, Any]
+    ) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every entry of a parameter's state."""
+
+
+def check_loadable(optimizer: Fits, state_dict: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` with the first difference unless ``state_dict`` is one of such an optimizer."""
+    saved_groups = state_dict["param_groups"]
+    if len(saved_groups) != len(optimizer.param_groups):
+        raise ValueError(
+            f"state_dict must have {len(optimizer.param_groups)} parameter groups, got {len(saved_groups)}"
+        )
+    for place, (group, saved) in enumerate(zip(optimizer.param_groups, saved_groups, strict=True)):
+        if len(saved["params"]) != len(group["params"]):
+            raise ValueError(
+                f"state_dict must have {len(group['params'])} parameters in group {place}, "
+                f"got {len(saved['params'])}"
+            )
+        # PyTorch adds an option of its own to the defaults of a copied optimizer.
+        for option in optimizer.defaults:
+            if option not in saved and option != "differentiable":
+                raise ValueError(
+                    f"state_dict must have every option of group {place}, got none for {option!r}"
+                )
+        for option in optimizer.structural_options():
+            if saved.get(option) != group[option]:
+                raise ValueError(
+                    f"state_dict must have been made with {option}={group[option]!r} in group {place}, "
+                    f"got {saved.get(option)!r}"
+                )
+        optimizer.check_options({**group, **saved, "params": group["params"]})
+        for index, (parameter, id_) in enumerate(
+            zip(group["params"], saved["params"], strict=True)
+        ):
+            state = state_dict["state"].get(id_)
+            if state:
+                wanted = optimizer.state_shapes(parameter, group)
+                check_shapes("state_dict", state, wanted, parameter_name(group, place, index))
+
+
+def check_shapes(
+    what: str, state: Mapping[str, Any], wanted: Mapping[str, tuple[int, ...]], name: str
+) -> None:
+    """Raise ``ValueError`` with the first difference unless a parameter's state has the ``wanted`` shapes."""
+    found = {
+        key: tuple(value.shape) if isinstance(value, Tensor) else () for key, value in state.items()
+    }
+    for key in sorted(wanted.keys() | found.keys()):
+        if wanted.get(key) != found.get(key):
+            raise ValueError(
+                f"{what} must fit the model and its options: {key} of {name} is of shape "
+                f"{wanted.get(key, 'absent')} by these, got {found.get(key, 'absent')}"
+            )
+
+
+def parameter_name(group: Mapping[str, Any], place: int, index: int) -> str:
+    """Return a parameter's name, or its place where it has none."""
+    if "param_names" in group:
+        return str(group["param_names"][index])
+    return f"parameter {index} of group {place}"

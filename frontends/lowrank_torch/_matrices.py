@@ -1,0 +1,84 @@
+"""Which matrices a parameter consists of: flattened, stacked, split into fused parts and heads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from lowrank_core._checks import check_integer
+
+#: Options of a group that say how its parameters are matrices.
+SHAPE_OPTIONS: Mapping[str, Any] = {"batch_dims": 0, "split_sizes": None, "num_heads": None}
+
+
+def check_shape_options(group: Mapping[str, Any]) -> None:
+    """Raise unless the group's `SHAPE_OPTIONS` are well formed."""
+    check_integer("batch_dims", group["batch_dims"], low=0)
+    for name in ("split_sizes", "num_heads"):
+        value = group[name]
+        if isinstance(value, Sequence) and value and not isinstance(value, str):
+            for entry in value:
+                check_integer(f"each of {name}", entry, low=1)
+        elif not (name == "num_heads" and isinstance(value, int)) and value is not None:
+            raise TypeError(f"{name} must be a list of integers or None, got {value!r}")
+    sizes, heads = group["split_sizes"], group["num_heads"]
+    if isinstance(heads, int):
+        check_integer("num_heads", heads, low=1)
+    elif heads is not None and len(heads) != len(sizes or (0,)):
+        raise ValueError(
+            f"num_heads must be one number or one for each of split_sizes={sizes!r}, got {heads!r}"
+        )
+
+
+def matrix_shapes(shape: Sequence[int], group: Mapping[str, Any]) -> list[tuple[int, ...]]:
+    """Return the shapes of the stacks of matrices that a parameter of ``shape`` consists of.
+
+    The ``batch_dims`` leading dimensions stack matrices; of the rest, the first dimension is the rows and all others
+    together the columns. ``split_sizes`` cuts the rows into parts of a fused projection (query, key and value), and
+    ``num_heads``, one number or one for each part, cuts the rows of a part into as many matrices of equal height.
+
+    Raises
+    ------
+    ValueError
+        If the rows cannot be cut so.
+    """
+    batch_dims = group["batch_dims"]
+    batch, (rows, *rest) = tuple(shape[:batch_dims]), shape[batch_dims:]
+    columns = math.prod(rest)
+    sizes = group["split_sizes"] or [rows]
+    if sum(sizes) != rows:
+        raise ValueError(
+            f"split_sizes must add up to the {rows} rows of a parameter of shape {tuple(shape)}, got {sizes!r}"
+        )
+    heads = group["num_heads"]
+    counts = [heads] * len(sizes) if heads is None or isinstance(heads, int) else heads
+    shapes = []
+    for size, count in zip(sizes, counts, strict=True):
+        if count is None:
+            shapes.append((*batch, size, columns))
+        elif size % count:
+            raise ValueError(
+                f"num_heads must divide the rows it cuts, {size} of a parameter of shape {tuple(shape)}, got {count}"
+            )
+        else:
+            shapes.append((*batch, count, size // count, columns))
+    return shapes
+
+
+def matrix_views(tensor: Tensor, group: Mapping[str, Any]) -> list[Tensor]:
+    """Return the stacks of matrices of `matrix_shapes`, as views of ``tensor``, which is laid out as matrices."""
+    shapes = matrix_shapes(tensor.shape, group)
+    batch_dims, start, views = group["batch_dims"], 0, []
+    for shape in shapes:
+        rows = math.prod(shape[batch_dims:-1])
+        views.append(tensor.narrow(batch_dims, start, rows).view(shape))
+        start += rows
+    return views
+
+
+def as_matrices(tensor: Tensor, batch_dims: int) -> Tensor:
+    """Return ``tensor`` with its columns flattened: a view, or a copy where its memory is laid out otherwise."""
+    return tensor.flatten(batch_dims + 1) if tensor.ndim > batch_dims + 2 else tensor

@@ -1,0 +1,71 @@
+"""Trion as a PyTorch optimizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from lowrank_core import TrionConfig, TrionState, trion_init, trion_step
+from lowrank_torch._optimizer import LowRankOptimizer
+
+
+class Trion(LowRankOptimizer):
+    """Muon with a low-rank update: momentum orthonormalised on the basis columns it aligns with best.
+
+    For hidden matrices alone: vectors, scalars and every parameter of a group with ``algorithm="adamw"`` get full AdamW
+    with the group's ``lr``, ``betas`` and ``eps``, so a group of these usually has a rate of its own. A matrix whose
+    ``rank`` exceeds its transformed size is orthonormalised whole. Everything else is as in `DCTAdamW`.
+
+    Parameters
+    ----------
+    params
+        Parameters, named parameters or groups; see `matrix_groups` for groups by role.
+    lr
+        Learning rate: a number or a 0-d tensor.
+    momentum
+        As in `lowrank_core.TrionConfig`.
+    weight_decay
+        Decoupled: each step first multiplies the parameter by ``1 - lr * weight_decay``.
+    rank
+        Basis columns the update has: an integer, or a fraction in (0, 1) of the transformed dimension.
+    betas, eps
+        Of AdamW.
+    **options
+        Every other field of `lowrank_core.TrionConfig`, and the options of the frontend as in `DCTAdamW`. Each may also
+        be set in a group.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an unknown option or a bad value, before anything has changed.
+
+    References
+    ----------
+    I.-V. Modoranu et al., arXiv 2505.17967; for Muon, K. Jordan et al. (2024).
+    """
+
+    algorithm = "trion"
+    _config_type = TrionConfig
+    _state_type = TrionState
+    _init = staticmethod(trion_init)
+    _step = staticmethod(trion_step)
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 0.01,
+        momentum: float = 0.95,
+        weight_decay: float = 0.01,
+        *,
+        rank: int | float,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        **options: Any,
+    ) -> None:
+        own = {"lr": lr, "weight_decay": weight_decay, "betas": betas, "eps": eps}
+        super().__init__(params, {"rank": rank, "momentum": momentum, **options}, own)
+
+    def _reason_for_adamw(self, shape: tuple[int, ...], config: TrionConfig) -> str:
+        """Return nothing: a matrix of less than the rank is orthonormalised whole."""
+        return ""
