@@ -29,8 +29,11 @@ class JaxOps(StandardOps[Array]):
         return
 
     def cond(self, predicate: bool | Array, then: Callable[[], T], otherwise: Callable[[], T]) -> T:
-        """Return ``then()`` or ``otherwise()``: a host branch for a host boolean, else ``lax.cond``."""
-        if isinstance(predicate, bool):
+        """Return ``then()`` or ``otherwise()``: a host branch, or ``lax.cond`` inside a trace.
+
+        Outside of one, ``lax.cond`` would compile both branches anew at every step, their closures being new.
+        """
+        if not isinstance(predicate, jax.core.Tracer):
             return super().cond(predicate, then, otherwise)
         chosen: T = jax.lax.cond(predicate, then, otherwise)
         return chosen
