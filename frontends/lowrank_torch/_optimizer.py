@@ -235,17 +235,20 @@ class LowRankOptimizer(Optimizer):
         if group["maximize"]:
             # Every rule is odd in the gradient, so going up is going down with the sign turned.
             rate, decay = -rate, -decay
+        only_state = not state and _is_no_step(gradient, rate)
         after: dict[str, Any] = {}
         for block, (target, part) in enumerate(
             zip(matrix_views(whole, group), gradients, strict=True)
         ):
             fitted = self._fitted(config, tuple(part.shape))
             before = self._state_of(state, part, fitted, block, gradients, stream)
-            update, kept = type(self)._step(part, before, fitted, ops=self._ops)
-            dither = (
-                Dither(stream, kept.step, block << 24) if group["stochastic_rounding"] else None
-            )
-            apply_update(target, update, rate=rate, decay=decay, dither=dither, ops=self._ops)
+            kept = before
+            if not only_state:
+                update, kept = type(self)._step(part, before, fitted, ops=self._ops)
+                dither = (
+                    Dither(stream, kept.step, block << 24) if group["stochastic_rounding"] else None
+                )
+                apply_update(target, update, rate=rate, decay=decay, dither=dither, ops=self._ops)
             after["step"] = kept.step
             for name, value in kept._asdict().items():
                 if value is not None and name != "step":
@@ -363,6 +366,20 @@ def _check_rate(rate: float | Tensor) -> None:
         # Reading a device's number would wait for the device, and a traced or fake one has none.
         if type(rate) is Tensor and rate.device.type == "cpu" and not torch.compiler.is_compiling():
             check_number("lr", rate.item(), low=0)
+
+
+def _is_no_step(gradient: Tensor, rate: float | Tensor) -> bool:
+    """Return whether neither rate nor gradient is other than zero.
+
+    `torch.distributed.checkpoint` does such a step to have state. Counted, it would choose the columns to keep until
+    the next refresh by a gradient of zero.
+    """
+    readable = type(gradient) is Tensor and gradient.device.type != "meta"
+    if torch.compiler.is_compiling() or not readable:
+        return False
+    if isinstance(rate, Tensor) and (type(rate) is not Tensor or rate.device.type != "cpu"):
+        return False
+    return bool(rate == 0) and not bool(gradient.any())
 
 
 def _is_sharded(parameter: Tensor) -> bool:
