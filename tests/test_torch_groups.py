@@ -1,0 +1,119 @@
+"""Every option may be set in a parameter group, and groups may be added later."""
+
+import pytest
+import torch
+from lowrank_torch import DCTAdamW
+from torch_helpers import (
+    all_parameters,
+    assert_same_bits,
+    copies,
+    parameters,
+    set_gradients,
+    train,
+    unchanged,
+)
+
+pytestmark = pytest.mark.usefixtures("torch")
+
+SHAPE = (24, 10)
+COMMON = {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1, "rank": 3}
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"lr": 0.5},
+        {"betas": (0.5, 0.6)},
+        {"eps": 0.3},
+        {"rank": 7},
+        {"rank": 0.2},
+        {"weight_decay": 0.9},
+        {"side": "left"},
+        {"refresh_every": 5},
+        {"score": "l1"},
+        {"residual": "error_feedback"},
+        {"bias_correction": "column"},
+        {"maximize": True},
+        {"algorithm": "adamw"},
+        {"state_dtype": "bfloat16"},
+    ],
+    ids=lambda own: next(iter(own)),
+)
+def test_option_of_a_group_is_honoured(own):
+    first, second = parameters(SHAPE, SHAPE)
+    apart = copies([first, second])
+    together = DCTAdamW([{"params": [first]}, {"params": [second], **own}], **COMMON)
+    train(together, [first, second], 6)
+    # Two optimizers of one group each, on the same gradients.
+    optimizers = [
+        DCTAdamW([apart[0]], **COMMON),
+        DCTAdamW([{"params": [apart[1]]}], **COMMON | own),
+    ]
+    for step in range(6):
+        set_gradients(apart, step)
+        for optimizer in optimizers:
+            optimizer.step()
+    assert_same_bits([first, second], apart)
+    ignored = copies(parameters(SHAPE, SHAPE))
+    train(DCTAdamW(ignored, **COMMON), ignored, 6)
+    assert torch.equal(ignored[0], first)
+    assert not torch.equal(ignored[1], second)
+
+
+def test_method_of_a_group_is_honoured():
+    (parameter,) = parameters((24, 16))
+    optimizer = DCTAdamW([{"params": [parameter], "method": "fft"}], **COMMON)
+    transformed = []
+    ops = optimizer._ops
+    ops.dct = lambda x, *, axis: transformed.append(axis) or type(ops).dct(ops, x, axis=axis)
+    train(optimizer, [parameter], 1)
+    assert transformed == [-1]
+
+
+def test_added_group_is_stepped_with_its_own_options():
+    first, second = parameters(SHAPE, SHAPE)
+    alone = copies([second])
+    optimizer = DCTAdamW([first], **COMMON)
+    train(optimizer, [first], 2)
+    optimizer.add_param_group({"params": [second], "lr": 0.3, "rank": 5})
+    assert optimizer.param_groups[1]["weight_decay"] == COMMON["weight_decay"]
+    assert [row.rank for row in optimizer.summary()] == [3, 5]
+    train(optimizer, [second], 3)
+    train(DCTAdamW(alone, **COMMON | {"lr": 0.3, "rank": 5}), alone, 3)
+    assert_same_bits([second], alone)
+
+
+@pytest.mark.parametrize(
+    ("group", "error", "message"),
+    [
+        ({"ranks": 3}, TypeError, "a parameter group must be among .*rank.*; got 'ranks'"),
+        ({"rank": 0}, ValueError, "rank must be a positive integer.* got 0"),
+        ({"lr": -1.0}, ValueError, "lr must be at least 0 and finite, got -1.0"),
+        ({"betas": (0.9, 1.0)}, ValueError, r"betas\[1\] must be .* less than 1, got 1.0"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_bad_group_is_refused_and_not_added(group, error, message):
+    first, second = parameters(SHAPE, SHAPE)
+    optimizer = DCTAdamW([first], **COMMON)
+    train(optimizer, [first], 1)
+    with unchanged(optimizer), pytest.raises(error, match=message):
+        optimizer.add_param_group({"params": [second], **group})
+    assert len(all_parameters(optimizer)) == 1
+
+
+def test_parameter_in_two_groups_is_refused():
+    (parameter,) = parameters(SHAPE)
+    optimizer = DCTAdamW([parameter], **COMMON)
+    with unchanged(optimizer), pytest.raises(ValueError, match="more than one parameter group"):
+        optimizer.add_param_group({"params": [parameter]})
+
+
+def test_named_parameters_name_the_rows_of_the_summary():
+    model = torch.nn.Sequential(torch.nn.Linear(10, 24), torch.nn.LayerNorm(24))
+    optimizer = DCTAdamW(model.named_parameters(), **COMMON)
+    assert [row.name for row in optimizer.summary()] == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    assert [row.name for row in DCTAdamW(model[0].parameters(), rank=3).summary()] == [
+        "parameter 0 of group 0",
+        "parameter 1 of group 0",
+    ]
