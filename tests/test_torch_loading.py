@@ -1,0 +1,226 @@
+"""A state dict that does not fit is refused, naming the first difference, with nothing changed; hooks are heard."""
+
+import copy
+
+import pytest
+import torch
+from lowrank_torch import DCTAdamW
+from torch_helpers import (
+    OPTIMIZERS,
+    all_parameters,
+    assert_same_state,
+    copies,
+    parameters,
+    train,
+    unchanged,
+)
+
+pytestmark = pytest.mark.usefixtures("torch")
+
+SHAPES = ((24, 10), (12, 16), (5,))
+OPTIONS = {"lr": 0.02, "weight_decay": 0.1, "rank": 4}
+
+
+def make(given=None, **options):
+    given = parameters(*SHAPES) if given is None else given
+    groups = [
+        {"params": [("first", given[0])]},
+        {"params": [("second", given[1]), ("bias", given[2])]},
+    ]
+    return DCTAdamW(groups, **OPTIONS | options)
+
+
+def trained(steps=2, **options):
+    optimizer = make(**options)
+    train(optimizer, all_parameters(optimizer), steps)
+    return optimizer
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 3}, "made with rank=4 in group 0, got 3"),
+        ({"rank": 0.4}, "made with rank=4 in group 0, got 0.4"),
+        ({"side": "left"}, "made with side='auto' in group 0, got 'left'"),
+        ({"residual": "error_feedback"}, "made with residual='discard' in group 0, got 'error_f"),
+        ({"bias_correction": "column"}, "made with bias_correction='step' in group 0, got 'col"),
+        ({"state_dtype": "bfloat16"}, "made with state_dtype=None in group 0, got 'bfloat16'"),
+        ({"batch_dims": 1}, "made with batch_dims=0 in group 0, got 1"),
+        ({"algorithm": "adamw"}, "made with algorithm='dct_adamw' in group 0, got 'adamw'"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_other_options_are_refused(options, message):
+    optimizer = trained()
+    with unchanged(optimizer), pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(trained(3, **options).state_dict())
+
+
+def test_rank_of_one_group_is_compared():
+    optimizer, other = trained(), trained(3)
+    saved = other.state_dict()
+    saved["param_groups"][1]["rank"] = 5
+    with unchanged(optimizer), pytest.raises(ValueError, match="rank=4 in group 1, got 5"):
+        optimizer.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("value", [float("nan"), -1.0])
+def test_bad_number_in_a_state_dict_is_refused(value):
+    optimizer = trained()
+    saved = trained(3).state_dict()
+    saved["param_groups"][1]["lr"] = value
+    with unchanged(optimizer), pytest.raises(ValueError, match=f"lr must be .* got {value}"):
+        optimizer.load_state_dict(saved)
+
+
+def test_missing_option_is_refused():
+    optimizer = trained()
+    saved = trained(3).state_dict()
+    del saved["param_groups"][1]["eps"]
+    with (
+        unchanged(optimizer),
+        pytest.raises(ValueError, match="every option of group 1, got none for 'eps'"),
+    ):
+        optimizer.load_state_dict(saved)
+
+
+def test_other_model_is_refused():
+    optimizer = trained()
+    given = parameters((24, 10), (12, 18), (5,))
+    other = make(given)
+    train(other, given, 1)
+    with (
+        unchanged(optimizer),
+        pytest.raises(ValueError, match=r"first_moment of second .* \(4, 16\) .* got \(4, 18\)"),
+    ):
+        optimizer.load_state_dict(other.state_dict())
+
+
+def test_other_vector_is_refused():
+    optimizer = trained()
+    given = parameters((24, 10), (12, 16), (6,))
+    other = make(given)
+    train(other, given, 1)
+    with (
+        unchanged(optimizer),
+        pytest.raises(ValueError, match=r"exp_avg of bias .* \(5,\) .* got \(6,\)"),
+    ):
+        optimizer.load_state_dict(other.state_dict())
+
+
+def test_other_groups_are_refused():
+    optimizer = trained()
+    given = parameters(*SHAPES)
+    one = DCTAdamW(given, **OPTIONS)
+    with unchanged(optimizer), pytest.raises(ValueError, match=r"must have 2 .*groups, got 1"):
+        optimizer.load_state_dict(one.state_dict())
+    fewer = DCTAdamW([{"params": given[:1]}, {"params": given[1:2]}], **OPTIONS)
+    with (
+        unchanged(optimizer),
+        pytest.raises(ValueError, match="must have 2 parameters in group 1, got 1"),
+    ):
+        optimizer.load_state_dict(fewer.state_dict())
+
+
+def test_state_of_another_optimizer_is_refused():
+    optimizer = trained()
+    given = parameters(*SHAPES)
+    other = torch.optim.AdamW([{"params": given[:1]}, {"params": given[1:]}])
+    train(other, given, 1)
+    with unchanged(optimizer), pytest.raises(ValueError, match="every option of group 0, got none"):
+        optimizer.load_state_dict(other.state_dict())
+
+
+@pytest.mark.parametrize("change", ["missing", "added"])
+def test_state_must_have_the_same_entries(change):
+    optimizer = trained()
+    saved = copy.deepcopy(trained(3).state_dict())
+    if change == "missing":
+        del saved["state"][1]["indices"]
+        message = r"indices of second is of shape \(4,\) by these, got absent"
+    else:
+        saved["state"][1]["velocity"] = torch.zeros(3)
+        message = r"velocity of second is of shape absent by these, got \(3,\)"
+    with unchanged(optimizer), pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(saved)
+
+
+def test_numbers_come_from_the_state_dict():
+    optimizer = make(lr=0.5, weight_decay=0.0, betas=(0.1, 0.2), eps=1.0)
+    optimizer.load_state_dict(trained(maximize=True).state_dict())
+    for group in optimizer.param_groups:
+        assert (group["lr"], group["weight_decay"], group["maximize"]) == (0.02, 0.1, True)
+        assert (group["betas"], group["eps"]) == ((0.9, 0.999), 1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("optimizer_type", OPTIMIZERS)
+def test_every_tensor_keeps_its_dtype(optimizer_type, dtype):
+    given = parameters(*SHAPES, dtype=dtype)
+    optimizer = optimizer_type(given, lr=0.02, rank=4)
+    train(optimizer, given, 2)
+    other = optimizer_type(copies(given), lr=0.02, rank=4)
+    other.load_state_dict(optimizer.state_dict())
+    assert_same_state(other, optimizer)
+    state = other.state[all_parameters(other)[0]]
+    found = {value.dtype for value in state.values() if torch.is_tensor(value)}
+    assert found - {torch.int32} == {torch.float64 if dtype == torch.float64 else torch.float32}
+
+
+def test_hooks_before_loading_may_mend_a_state_dict():
+    optimizer, other = trained(), trained(3)
+    legacy = {"version": 0, "wrapped": other.state_dict()}
+    order = []
+
+    def unwrap(opt, given):
+        assert opt is optimizer
+        order.append("mine")
+        return given["wrapped"]
+
+    def look(opt, given):
+        order.append(sorted(given))
+
+    optimizer.register_load_state_dict_pre_hook(unwrap)
+    optimizer.register_load_state_dict_pre_hook(look)
+    optimizer.load_state_dict(legacy)
+    assert order == ["mine", ["param_groups", "state"]]
+    assert_same_state(optimizer, other)
+
+
+def test_hooks_after_loading_see_the_state_as_it_was_saved():
+    given = parameters(*SHAPES, dtype=torch.bfloat16)
+    other = make(given)
+    train(other, given, 2)
+    optimizer = make(copies(given))
+    seen = []
+
+    def look(opt):
+        state = opt.state[all_parameters(opt)[0]]
+        seen.append((state["indices"].dtype, state["first_moment"].dtype))
+
+    optimizer.register_load_state_dict_post_hook(look)
+    optimizer.load_state_dict(other.state_dict())
+    assert seen == [(torch.int32, torch.float32)]
+    optimizer.load_state_dict(other.state_dict())
+    assert len(seen) == 2
+
+
+def test_hooks_around_saving_are_called():
+    optimizer = trained()
+    seen = []
+    optimizer.register_state_dict_pre_hook(lambda opt: seen.append(opt is optimizer))
+
+    def annotate(opt, saved):
+        return {**saved, "note": 1}
+
+    optimizer.register_state_dict_post_hook(annotate)
+    assert optimizer.state_dict()["note"] == 1
+    assert seen == [True]
+
+
+def test_failed_load_leaves_hooks_as_they_were():
+    optimizer, other = trained(), trained(3)
+    with pytest.raises(ValueError, match="rank"):
+        optimizer.load_state_dict(trained(rank=3).state_dict())
+    optimizer.load_state_dict(other.state_dict())
+    assert_same_state(optimizer, other)
