@@ -88,10 +88,10 @@ class Recipe:
     lr: float
 
 
-# Learning rates: the best of a small sweep on the default job.
+# Learning rates: the best mean of a small sweep on the default job with three seeds.
 OPTIMIZERS = {
     "adamw": Recipe("AdamW", adamw, lr=7e-4),
-    "dct-adamw": Recipe("DCT-AdamW", LowRank(lowrank_torch.DCTAdamW, {"betas": BETAS}), lr=2e-3),
+    "dct-adamw": Recipe("DCT-AdamW", LowRank(lowrank_torch.DCTAdamW, {"betas": BETAS}), lr=2.8e-3),
 }
 
 
@@ -254,7 +254,7 @@ class Job:
         settings = self.settings
         window = settings.length + 1
         held_out = torch.from_numpy(self.corpus.validation(count=VALIDATION_WINDOWS, window=window))
-        validate_every = max(1, settings.steps // VALIDATIONS)
+        validate_every = math.ceil(settings.steps / VALIDATIONS)
         clock = time.perf_counter()
         while run.step < settings.steps and not interruption.wished:
             windows = self.corpus.batch(
