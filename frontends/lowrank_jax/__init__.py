@@ -1,1 +1,19 @@
 """Optax gradient transformations with low-rank optimizer state."""
+
+from lowrank_jax._axes import MatrixAxes, axes_by_name, matrix_mask
+from lowrank_jax._dct_adamw import dct_adamw, scale_by_dct_adam
+from lowrank_jax._options import static_options
+from lowrank_jax._scale import ScaleByLowRankState
+from lowrank_jax._trion import scale_by_trion, trion
+
+__all__ = [
+    "MatrixAxes",
+    "ScaleByLowRankState",
+    "axes_by_name",
+    "dct_adamw",
+    "matrix_mask",
+    "scale_by_dct_adam",
+    "scale_by_trion",
+    "static_options",
+    "trion",
+]

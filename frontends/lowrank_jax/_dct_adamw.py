@@ -1,0 +1,116 @@
+"""DCT-AdamW as Optax transformations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import optax
+
+from lowrank_core import DCTAdamWConfig, dct_adamw_init, dct_adamw_step
+from lowrank_core._typing import Scalar
+from lowrank_jax._axes import AxesRule, axes_by_name
+from lowrank_jax._options import config_of, shows_options
+from lowrank_jax._precision import in_wide_precision
+from lowrank_jax._scale import Rule, scale_by_rule
+
+
+@shows_options(DCTAdamWConfig)
+def scale_by_dct_adam(
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    *,
+    rank: int | float,
+    matrix_axes: AxesRule = axes_by_name,
+    **options: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """Rescale updates by Adam's moments, kept for matrices on the few basis columns each gradient aligns with.
+
+    Leaves that are no matrices, and matrices whose rank would not be below the transformed size, get
+    `optax.scale_by_adam`. Arithmetic and state are in float32 at least; updates have the dtype of the gradients.
+
+    Parameters
+    ----------
+    b1, b2, eps
+        Adam's decay rates, dimensionless, and what is added to the root of the second moment, in the units of the
+        gradient; for every leaf.
+    rank
+        Basis columns kept: an integer, or a fraction in (0, 1) of the transformed dimension.
+    matrix_axes
+        Which leaves are matrices, along which axes: a tree of `MatrixAxes` and ``None``, in which what stands at a node
+        holds for all leaves below it, or a function ``(path, leaf)`` that returns one of the two; `axes_by_name` by
+        default.
+    **options
+        Every other field of `lowrank_core.DCTAdamWConfig`.
+
+    Returns
+    -------
+    optax.GradientTransformationExtraArgs
+        Its state is a `ScaleByLowRankState`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an unknown option or a bad value; by ``init``, for a leaf that cannot be stepped as it is said to.
+
+    References
+    ----------
+    I.-V. Modoranu et al., arXiv 2505.17967; D. P. Kingma and J. Ba, arXiv 1412.6980.
+    """
+    named = {"rank": rank, "betas": (b1, b2), "eps": eps}
+    config = config_of("scale_by_dct_adam", DCTAdamWConfig, named, options)
+    rule = Rule(config, dct_adamw_init, dct_adamw_step, needs_low_rank=True, draws=True)
+    return scale_by_rule(rule, optax.scale_by_adam(b1, b2, eps), matrix_axes)
+
+
+@shows_options(DCTAdamWConfig)
+def dct_adamw(
+    learning_rate: Scalar | Callable[[Any], Any],
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.01,
+    mask: Any = None,
+    *,
+    rank: int | float,
+    matrix_axes: AxesRule = axes_by_name,
+    **options: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """AdamW whose moments live on the few basis columns each gradient aligns with.
+
+    Parameters
+    ----------
+    learning_rate
+        A number, or a schedule: a function of the step count.
+    b1, b2, eps
+        As in `scale_by_dct_adam`.
+    weight_decay
+        Decoupled: a parameter moves by ``-learning_rate * weight_decay`` times itself too.
+    mask
+        Which leaves decay: a tree of booleans (or a prefix of one), or a function that returns one for the parameters;
+        all by default.
+    rank, matrix_axes, **options
+        As in `scale_by_dct_adam`.
+
+    Returns
+    -------
+    optax.GradientTransformationExtraArgs
+        The transformation; its ``update`` needs the parameters.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `scale_by_dct_adam`.
+
+    References
+    ----------
+    I.-V. Modoranu et al., arXiv 2505.17967; for AdamW, I. Loshchilov and F. Hutter, arXiv 1711.05101.
+    """
+    return in_wide_precision(
+        optax.chain(
+            scale_by_dct_adam(b1, b2, eps, rank=rank, matrix_axes=matrix_axes, **options),
+            optax.add_decayed_weights(weight_decay, mask),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+    )

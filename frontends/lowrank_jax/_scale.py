@@ -1,0 +1,128 @@
+"""What both rules share: which leaves they step, the state of all, and the update of a tree."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lowrank_core import LowRankUpdate, materialize
+from lowrank_core.layout import resolve_axis, resolve_rank
+from lowrank_jax._axes import AxesRule, ResolvedAxes, axes_of_leaves
+from lowrank_jax._options import with_numbers_in
+from lowrank_jax._precision import compute_dtype, in_wide_precision
+
+
+class ScaleByLowRankState(NamedTuple):
+    """State of a low-rank transformation: a plain tree of arrays."""
+
+    #: Adam's state of every leaf that is not stepped as a matrix; its ``count`` is the step count of all leaves.
+    adam: optax.ScaleByAdamState
+    #: The tree of parameters with the core's state of a matrix (without a step count) in the place of each.
+    matrices: Any
+
+
+class Rule(NamedTuple):
+    """A rule of the core."""
+
+    config: Any
+    init: Callable[..., Any]
+    step: Callable[..., tuple[LowRankUpdate, Any]]
+    #: Whether a rank that is not below the transformed size gives the leaf to Adam.
+    needs_low_rank: bool
+    #: Whether the rule draws random numbers, and so wants to know which matrix it is at.
+    draws: bool
+
+
+class _Matrix(NamedTuple):
+    """One leaf that is stepped as a matrix."""
+
+    path: str
+    axes: ResolvedAxes
+    shape: tuple[int, ...]
+    config: Any
+
+
+def scale_by_rule(
+    rule: Rule, adam: optax.GradientTransformation, matrix_axes: AxesRule
+) -> optax.GradientTransformationExtraArgs:
+    """Return the transformation that steps matrices by ``rule`` and all other leaves by ``adam``."""
+
+    def init(params: Any) -> ScaleByLowRankState:
+        leaves, treedef = jax.tree.flatten(params)
+        rest, matrices = [], []
+        for leaf, matrix in zip(leaves, _matrices(params, rule, matrix_axes), strict=True):
+            rest.append(optax.MaskedNode() if matrix else _zeros(leaf))
+            matrices.append(_state(rule, matrix, leaf) if matrix else optax.MaskedNode())
+        mu = jax.tree.unflatten(treedef, rest)
+        state = optax.ScaleByAdamState(jnp.zeros((), jnp.int32), mu, jax.tree.map(jnp.copy, mu))
+        return ScaleByLowRankState(state, jax.tree.unflatten(treedef, matrices))
+
+    def update(
+        updates: Any, state: ScaleByLowRankState, params: Any = None
+    ) -> tuple[Any, ScaleByLowRankState]:
+        del params
+        treedef: Any
+        leaves, treedef = jax.tree.flatten(updates)
+        plans = _matrices(updates, rule, matrix_axes)
+        masked = [optax.MaskedNode() if m else g for g, m in zip(leaves, plans, strict=True)]
+        rest, adam_state = adam.update(jax.tree.unflatten(treedef, masked), state.adam)
+        before = treedef.flatten_up_to(state.matrices)
+        new, after = treedef.flatten_up_to(rest), list(before)
+        for index, matrix in enumerate(plans):
+            if matrix is not None:
+                new[index], after[index] = _step(
+                    rule, matrix, leaves[index], before[index], state.adam.count
+                )
+        return jax.tree.unflatten(treedef, new), ScaleByLowRankState(
+            adam_state, jax.tree.unflatten(treedef, after)
+        )
+
+    return in_wide_precision(optax.GradientTransformation(init, update))
+
+
+def _matrices(tree: Any, rule: Rule, matrix_axes: AxesRule) -> list[_Matrix | None]:
+    """Return for every leaf how it is stepped as a matrix, or ``None``."""
+    found: list[_Matrix | None] = []
+    for path, leaf, axes in axes_of_leaves(tree, matrix_axes):
+        matrix = None
+        if axes is not None:
+            shape = axes.matrix_shape(leaf.shape)
+            size = shape[resolve_axis(shape, rule.config.side)]
+            rank = resolve_rank(rule.config.rank, size)
+            if rank < size or not rule.needs_low_rank:
+                config = rule.config
+                if rank > size:
+                    config = dataclasses.replace(config, rank=size)
+                try:
+                    config.layout(shape)
+                except ValueError as error:
+                    raise ValueError(f"{path!r} cannot be stepped as a matrix: {error}") from error
+                matrix = _Matrix(path, axes, shape, config)
+        found.append(matrix)
+    return found
+
+
+def _zeros(leaf: Any) -> jax.Array:
+    return jnp.zeros_like(leaf, dtype=compute_dtype(leaf.dtype))
+
+
+def _state(rule: Rule, matrix: _Matrix, leaf: Any) -> Any:
+    # By path, so that a matrix draws the same numbers however the tree is partitioned.
+    place = {"stream": zlib.crc32(matrix.path.encode())} if rule.draws else {}
+    dtype = compute_dtype(leaf.dtype)
+    return rule.init(matrix.shape, matrix.config, xp=jnp, dtype=dtype, **place)._replace(step=None)
+
+
+def _step(
+    rule: Rule, matrix: _Matrix, gradient: jax.Array, state: Any, count: jax.Array
+) -> tuple[jax.Array, Any]:
+    config = with_numbers_in(matrix.config, gradient.dtype)
+    update, after = rule.step(matrix.axes.to_matrix(gradient), state._replace(step=count), config)
+    full: Any = materialize(update, method=config.method)
+    return matrix.axes.from_matrix(full, gradient.shape), after._replace(step=None)
