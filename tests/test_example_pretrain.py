@@ -33,6 +33,8 @@ def example() -> Iterator[ModuleType]:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(EXAMPLES))
+        # The example sets it for itself; here it would stay set for other tests.
+        patch.setenv("OMP_WAIT_POLICY", "PASSIVE")
         yield importlib.import_module("pretrain_lm")
         torch.set_num_threads(threads)
         for name in ("pretrain_lm", "_llama", "_report", "_settings", "_text"):

@@ -13,6 +13,7 @@ Needs `pip install 'lowrank-core[examples]'`.
 """
 
 import math
+import os
 import pickle
 import shlex
 import signal
@@ -24,6 +25,10 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
+
+# OpenMP reads this as PyTorch loads it. Threads that wait by spinning take the processor from the
+# one they wait for as soon as anything else runs on the machine, and steps become ten times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import lowrank_torch
 import torch
