@@ -1,0 +1,163 @@
+"""What every operation that an adapter may override must give: the same as `StandardOps` on the same arrays.
+
+Each case takes the operations to try and a function that makes arrays of the library, and returns arrays,
+whose library, shape, dtype and numbers count, and host values, which must be equal.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from helpers import assert_close, dtype_name, library_of, normal, to_numpy
+
+from lowrank_core import StandardOps
+
+INDICES = np.array([0, 2, 5])
+STACKED = np.array([[0, 2, 5], [1, 2, 3]])
+
+
+def astype(ops: Any, make: Any) -> list[Any]:
+    x = make(normal(3, 4), "float64")
+    return [ops.astype(x, ops.xp.float32), ops.astype(x, ops.xp.float64)]
+
+
+def device_of(ops: Any, make: Any) -> list[Any]:
+    x = make(normal(3), "float32")
+    return [x + ops.xp.ones(3, dtype=ops.xp.float32, device=ops.device_of(x))]
+
+
+def as_scalar(ops: Any, make: Any) -> list[Any]:
+    like = make(normal(3), "float32")
+    scalar = make(np.array(0.5), "float64")
+    return [ops.as_scalar(0.25, like), ops.as_scalar(3, like), ops.as_scalar(scalar, like)]
+
+
+def as_index(ops: Any, make: Any) -> list[Any]:
+    x, index = make(normal(7), "float64"), ops.as_index(make(INDICES, "int32"))
+    return [ops.xp.take(x, index, axis=0), to_numpy(index).tolist()]
+
+
+def _transforms(function: Any, make: Any) -> list[Any]:
+    # A vector, matrices, a stack, an odd size, and more rows than one block of any adapter.
+    found = []
+    for shape in ((9,), (5, 8), (4, 7), (2, 3, 6, 5), (1100, 256)):
+        for axis in (-1, -2)[: len(shape)]:
+            found += [
+                function(make(normal(*shape), kind), axis=axis) for kind in ("float64", "float32")
+            ]
+    return found
+
+
+def dct(ops: Any, make: Any) -> list[Any]:
+    return _transforms(ops.dct, make)
+
+
+def idct(ops: Any, make: Any) -> list[Any]:
+    return _transforms(ops.idct, make)
+
+
+def put(ops: Any, make: Any) -> list[Any]:
+    return [
+        ops.put(make(normal(4, 3), "float32"), make(INDICES, "int32"), 6, axis=-1),
+        ops.put(make(normal(3, 4), "float32"), make(INDICES, "int32"), 6, axis=-2),
+        ops.put(make(normal(2, 4, 3), "float64"), make(INDICES, "int32"), 6, axis=-1),
+        ops.put(make(normal(2, 4, 3), "float64"), make(STACKED, "int32"), 6, axis=-1),
+        ops.put(make(normal(2, 3, 4), "float64"), make(STACKED, "int32"), 6, axis=-2),
+    ]
+
+
+def replace(ops: Any, make: Any) -> list[Any]:
+    return [
+        ops.replace(
+            make(normal(4, 6), "float32"),
+            make(normal(4, 3), "float32"),
+            make(INDICES, "int32"),
+            axis=-1,
+        ),
+        ops.replace(
+            make(normal(2, 6, 4), "float32"),
+            make(normal(2, 3, 4), "float32"),
+            make(STACKED, "int32"),
+            axis=-2,
+        ),
+    ]
+
+
+def take(ops: Any, make: Any) -> list[Any]:
+    return [
+        ops.take(make(normal(4, 6), "float32"), make(INDICES, "int32"), axis=-1),
+        ops.take(make(normal(6, 4), "float32"), make(INDICES, "int32"), axis=-2),
+        ops.take(make(normal(2, 4, 6), "float32"), make(STACKED, "int32"), axis=-1),
+        ops.take(make(normal(2, 6, 4), "float32"), make(STACKED, "int32"), axis=-2),
+    ]
+
+
+def top_k(ops: Any, make: Any) -> list[Any]:
+    ties = np.random.default_rng(0).integers(0, 4, (3, 40)).astype(np.float64)
+    return [ops.top_k(make(ties, kind), k) for kind in ("float64", "float32") for k in (1, 7, 40)]
+
+
+def cond(ops: Any, make: Any) -> list[Any]:
+    one, two = make(np.array([1.0]), "float32"), make(np.array([2.0]), "float32")
+    predicates = [True, False, make(np.array(2), "int32") == 2, make(np.array(2), "int32") == 3]
+    return [ops.cond(predicate, lambda: one, lambda: two) for predicate in predicates]
+
+
+def step_counter(ops: Any, make: Any) -> list[Any]:
+    count = ops.step_counter()
+    return [int(count), int(count + 1), bool((count + 1) % 2 == 1)]
+
+
+def constant(ops: Any, make: Any) -> list[Any]:
+    key = ("a constant of this test", type(ops).__name__)
+    return [ops.constant(key, lambda: make(normal(3, 3), "float32")) for _ in range(2)]
+
+
+CASES = {
+    case.__name__: case
+    for case in (
+        *(astype, device_of, as_scalar, as_index, dct, idct, put, replace, take, top_k),
+        *(cond, step_counter, constant),
+    )
+}
+
+
+def overridden(adapter: type[StandardOps[Any]]) -> set[str]:
+    """Names of the operations that an adapter has of its own."""
+    return {
+        name
+        for name in dir(StandardOps)
+        if not name.startswith("_")
+        and callable(getattr(StandardOps, name))
+        and getattr(adapter, name) is not getattr(StandardOps, name)
+    }
+
+
+def compare(name: str, adapter: Any, make: Any) -> None:
+    """Assert that an adapter's operation gives what `StandardOps` gives, and writes to nothing it is given."""
+    made: list[Any] = []
+    first = []
+
+    def remember(values: Any, kind: str) -> Any:
+        made.append(make(values, kind))
+        first.append(to_numpy(made[-1]))
+        return made[-1]
+
+    expected = CASES[name](StandardOps(adapter.xp), make)
+    found = CASES[name](adapter, remember)
+    for array, before in zip(made, first, strict=True):
+        np.testing.assert_array_equal(to_numpy(array), before)
+    assert len(found) == len(expected) > 0
+    for actual, wanted in zip(found, expected, strict=True):
+        if not hasattr(wanted, "dtype"):
+            assert type(actual) is type(wanted)
+            assert actual == wanted
+            continue
+        kind = dtype_name(wanted)
+        if kind in ("float32", "float64"):
+            assert_close(actual, to_numpy(wanted), xp=adapter.xp, dtype=kind)
+        else:
+            assert library_of(actual) == library_of(wanted)
+            assert dtype_name(actual) == kind
+            np.testing.assert_array_equal(to_numpy(actual), to_numpy(wanted))
