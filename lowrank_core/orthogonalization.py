@@ -9,6 +9,8 @@ their application to the Muon algorithm", arXiv 2505.16932, for coefficients tha
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from lowrank_core._checks import check_choice, check_integer, check_matrix
 from lowrank_core._typing import Array
 from lowrank_core.ops import Ops, ops_for
@@ -33,9 +35,9 @@ _POLAR_EXPRESS: tuple[Polynomial, ...] = (
 # Rounding can push a singular value past 1, where the first polynomials diverge: they are applied to slightly
 # smaller numbers, as the paper advises.
 _SAFETY = 1.01
-# Squaring halves the digits that small singular values have in the Gram matrix. After this many steps they have
-# grown enough to be seen, and it is formed afresh.
-_GRAM_STEPS = 3
+# Squaring halves the digits that small singular values have in the Gram matrix. After so many steps they have
+# grown enough to be seen, and it is formed afresh; at the start, where they are smallest, a step sooner.
+_FIRST_GRAM_STEPS, _GRAM_STEPS = 2, 3
 # With the long side at least this many times the short one, two products with the long side less pay for the
 # extra products of the small ones.
 _GRAM_ASPECT = 1.5
@@ -48,7 +50,7 @@ def orthogonalize(
 
     Each step maps ``X`` to ``c0 X + c1 X K + c2 X K^2`` with ``K = X^T X``, starting from ``X / ||X||_F``. The Gram
     form iterates on the small matrix alone, ``K -> T K T`` with ``T = c0 I + c1 K + c2 K^2``, and multiplies by the
-    product of all ``T`` after every third step.
+    product of all ``T`` after the second step, then after every third and after the last.
 
     Parameters
     ----------
@@ -121,7 +123,7 @@ def _direct(x: Array, gram_axis: int, ops: Ops, steps: int, coefficients: str) -
 def _by_gram(x: Array, gram_axis: int, ops: Ops, steps: int, coefficients: str) -> Array:
     xp = ops.xp
     polynomials = _polynomials(steps, coefficients)
-    for start in range(0, steps, _GRAM_STEPS):
+    for start, stop in pairwise([0, *range(_FIRST_GRAM_STEPS, steps, _GRAM_STEPS), steps]):
         gram = ops.sum_shards(_gram(x, gram_axis, ops))
         eye = xp.eye(gram.shape[-1], dtype=x.dtype, device=ops.device_of(x))
         if start == 0:
@@ -129,7 +131,7 @@ def _by_gram(x: Array, gram_axis: int, ops: Ops, steps: int, coefficients: str) 
             norm = _norm(square, coefficients, ops)
             x, gram = x / norm, gram / (norm * norm)
         product = eye
-        for c0, c1, c2 in polynomials[start : start + _GRAM_STEPS]:
+        for c0, c1, c2 in polynomials[start:stop]:
             factor = c0 * eye + c1 * gram + c2 * (gram @ gram)
             # All factors are polynomials in one symmetric matrix: symmetric, and their order does not matter.
             product = product @ factor
