@@ -10,6 +10,9 @@ from lowrank_core.makhoul import cosine_columns, cosine_matrix, cosine_rows
 from lowrank_core.ops import Ops, ops_for_namespace
 from lowrank_core.random import make_key, normal
 
+# Up to this size a basis matrix (4 MiB in float32) costs less to keep than its columns to compute each time.
+_KEPT_MATRIX = 1024
+
 
 class Cosine(Basis):
     """The DCT-II basis: samples of cosines of rising frequency."""
@@ -28,7 +31,9 @@ class Cosine(Basis):
         return ops.idct(x, axis=axis)
 
     def columns(self, indices: Array, size: int, like: Array, ops: Ops) -> Array:
-        """Return single cosines, at no cost for the others."""
+        """Return single cosines, at no cost for the others, or columns of a matrix small enough to be kept."""
+        if size <= _KEPT_MATRIX:
+            return super().columns(indices, size, like, ops)
         frequencies, device = ops.as_index(indices), ops.device_of(like)
         return cosine_columns(frequencies, size, xp=ops.xp, dtype=like.dtype, device=device)
 

@@ -1,15 +1,22 @@
-"""PyTorch: the real-FFT transform in row blocks that stay in cache, in-place scatter, integer index types."""
+"""PyTorch: a native or a row-blocked transform, in-place scatter, integer index types."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from lowrank_core import StandardOps
 from lowrank_core._typing import Scalar
 from lowrank_core.makhoul import dct_by_fft, fft_phases, idct_by_fft
+
+try:
+    from scipy import fft as scipy_fft
+except ImportError:  # optional: without SciPy, Makhoul's algorithm runs on torch.fft
+    scipy_fft = None
 
 # Numbers in one block: small enough for a core's cache, large enough to amortise a dozen kernel launches.
 _BLOCK = 2**18
@@ -39,12 +46,33 @@ class TorchOps(StandardOps[Tensor]):
         return indices.to(torch.int64)
 
     def dct(self, x: Tensor, *, axis: int) -> Tensor:
-        """Return the orthonormal DCT-II by real FFTs of row blocks."""
+        """Return the orthonormal DCT-II: SciPy's on a plain CPU tensor's own memory, else by FFTs of row blocks."""
+        if _is_plain(x):
+            return self._native(scipy_fft.dct, x, axis=axis)
         return self._blocked(dct_by_fft, x, axis=axis)
 
     def idct(self, coefficients: Tensor, *, axis: int) -> Tensor:
         """Return the inverse of :meth:`dct`."""
+        if _is_plain(coefficients):
+            return self._native(scipy_fft.idct, coefficients, axis=axis)
         return self._blocked(idct_by_fft, coefficients, axis=axis)
+
+    def _native(self, transform: Callable[..., Any], x: Tensor, *, axis: int) -> Tensor:
+        # Across rows SciPy strides through memory: transforming the transpose copies once and is faster.
+        rows = x.mT.contiguous() if axis == -2 else x
+        workers = torch.get_num_threads()
+        out = torch.from_numpy(
+            transform(
+                rows.detach().numpy(),
+                type=2,
+                norm="ortho",
+                axis=-1,
+                # A transposed view is its own contiguous transpose, with no copy to spare.
+                overwrite_x=rows.data_ptr() != x.data_ptr(),
+                workers=workers,
+            )
+        )
+        return out.mT if axis == -2 else out
 
     def _blocked(self, transform: Callable[..., Tensor], x: Tensor, *, axis: int) -> Tensor:
         if x.numel() == 0:  # PyTorch's FFT refuses an empty batch, which an empty shard is
@@ -80,9 +108,23 @@ class TorchOps(StandardOps[Tensor]):
         """Return the shared constant, made anew inside a trace: a tensor of one trace is no good to another."""
         if torch.compiler.is_compiling():
             return build()
-        with torch.no_grad():
+        # An inference tensor would be of no use to a later caller that follows gradients.
+        with torch.inference_mode(False), torch.no_grad():
             value: Tensor = super().constant((key, torch._guards.detect_fake_mode()), build)
         return value
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Return whether SciPy can work on the memory of ``x``: it has one, on the CPU, and nobody records what is done."""
+    return (
+        scipy_fft is not None
+        and type(x) in (Tensor, Parameter)
+        and x.device.type == "cpu"
+        and x.numel() > 0
+        and not torch.compiler.is_compiling()
+        and not (torch.is_grad_enabled() and x.requires_grad)
+        and torch._C._functorch.peek_interpreter_stack() is None  # vmap and grad transforms
+    )
 
 
 def _matrices(x: Tensor) -> list[Tensor]:
