@@ -86,6 +86,21 @@ def test_every_optimizer_resumes_with_the_same_bits(optimizer_type, dtype):
     check_resume(lambda given: make(given, optimizer_type), dtype)
 
 
+@pytest.mark.parametrize("optimizer_type", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "options",
+    [{"stochastic_rounding": True}, {"split_sizes": (4, 4), "num_heads": 2}],
+    ids=["stochastic rounding", "heads of fused projections"],
+)
+def test_options_of_the_frontend_resume(optimizer_type, options):
+    def make_one(given):
+        # Only the convolution has the eight rows that are split.
+        groups = [{"params": given[:2] + given[3:]}, {"params": given[2:3], **options}]
+        return optimizer_type(groups, lr=0.02, rank=3)
+
+    check_resume(make_one, torch.bfloat16)
+
+
 def test_parameter_with_a_late_first_gradient_resumes():
     straight = parameters(*SHAPES)
     optimizer = make(straight)
