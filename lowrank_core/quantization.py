@@ -71,7 +71,8 @@ def quantize(x: Array, /, bits: int) -> Quantized:
     blocks = xp.reshape(wide, (*lead, (size + padding) // BLOCK, BLOCK))
     minimum, maximum = xp.min(blocks, axis=-1), xp.max(blocks, axis=-1)
     levels = 2**bits - 1
-    scale = (maximum - minimum) / levels
+    # Not divided: compilers turn that into this product, and all libraries are to have the same codes.
+    scale = (maximum - minimum) * (1 / levels)
     divisor = xp.where(scale > 0, scale, xp.ones_like(scale))
     ratio = (blocks - minimum[..., None]) / divisor[..., None]
     # What is not finite has no code; its block's minimum or scale is not finite either and tells of it.
