@@ -147,13 +147,16 @@ def orthogonalize(x: np.ndarray, steps: int = 5, coefficients: str = "muon") -> 
 # -- quantisation ------------------------------------------------------------------------------
 
 
-def quantize_block(block: np.ndarray, bits: int) -> tuple[np.ndarray, np.generic, np.generic]:
-    """Codes, minimum and scale of one block, number by number in the block's own precision."""
+def quantize_block(
+    block: np.ndarray, bits: int, scale: np.generic | None = None
+) -> tuple[np.ndarray, np.generic, np.generic]:
+    """Codes (for a given ``scale``, or the block's own), minimum and scale, in the block's own precision."""
     one = block.dtype.type
     low, high = min(block), max(block)
-    scale = (high - low) / one(2**bits - 1)
-    codes = [0 if scale == 0 else math.floor((number - low) / scale + one(0.5)) for number in block]
-    return np.array(codes), low, scale
+    own = (high - low) / one(2**bits - 1)
+    step = own if scale is None else scale
+    codes = [0 if step == 0 else math.floor((number - low) / step + one(0.5)) for number in block]
+    return np.array(codes), low, own
 
 
 def round_trip(x: np.ndarray, bits: int, block: int = 256) -> np.ndarray:
