@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, experimental
 
 from lowrank_core import LowRankUpdate, StandardOps
 
 T = TypeVar("T")
+
+# Bases are computed in float64, whether or not the user's own numbers may be. Before JAX 0.8 the switch was in
+# `jax.experimental`.
+if hasattr(jax, "enable_x64"):
+    _enable_x64: Any = jax.enable_x64
+else:
+    _enable_x64 = vars(experimental)["enable_x64"]
 
 # An update leaves `jax.jit` like any other result: its arrays are traced, its geometry is static.
 jax.tree_util.register_dataclass(
@@ -55,6 +62,6 @@ class JaxOps(StandardOps[Array]):
 
     def constant(self, key: Hashable, build: Callable[[], Array]) -> Array:
         """Return the shared constant, made of concrete numbers even inside a trace."""
-        with jax.ensure_compile_time_eval():
+        with jax.ensure_compile_time_eval(), _enable_x64(True):
             value: Array = super().constant(key, build)
         return value
