@@ -23,6 +23,8 @@ html_title = f"lowrank-core {release}"
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
+# CuPy is optional, and its adapter's documentation does not need it.
+autodoc_mock_imports = ["cupyx"]
 autodoc_member_order = "bysource"
 maximum_signature_line_length = 88
 
