@@ -27,8 +27,8 @@ class DCTAdamW(LowRankOptimizer):
     A parameter of more than two dimensions is stepped as the matrix ``first x all the rest`` (a convolution's
     ``out x (in * kh * kw)``); the option ``batch_dims=k`` makes its ``k`` leading dimensions a stack of independent
     matrices (experts) instead. Vectors, scalars, matrices whose rank would not be below the transformed size, and
-    every parameter of a group with ``algorithm="adamw"`` get full AdamW; :meth:`summary` lists who gets what and
-    why.
+    every parameter of a group with ``algorithm="adamw"`` get full AdamW; :meth:`~LowRankOptimizer.summary` lists who
+    gets what and why.
 
     Parameters
     ----------
