@@ -31,6 +31,7 @@ ADAPTED = {
     "lowrank_backends.numpy": {"numpy", "scipy"},
     "lowrank_backends.torch": {"torch"},
     "lowrank_backends.jax": {"jax"},
+    "lowrank_backends._jax_rows": {"jax"},
     "lowrank_backends.cupy": {"cupy", "cupyx"},
 }
 ENTRY_POINTS = {

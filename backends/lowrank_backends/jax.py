@@ -1,4 +1,4 @@
-"""JAX: branches and step counts that trace, functional scatter, constants made outside the trace."""
+"""JAX: branches and step counts that trace, transforms sharded by rows, constants made outside the trace."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, experimental
 
+from lowrank_backends._jax_rows import dct_rows, idct_rows
 from lowrank_core import LowRankUpdate, StandardOps
 
 T = TypeVar("T")
@@ -49,16 +50,20 @@ class JaxOps(StandardOps[Array]):
         """Return a step count of zero as a 0-d int32 array."""
         return jnp.zeros((), dtype=jnp.int32, device=device)
 
-    def put(self, values: Array, indices: Array, size: int, *, axis: int) -> Array:
-        """Return zeros with ``values`` at ``indices``, by a functional scatter."""
-        shape = list(values.shape)
-        shape[axis] = size
-        full = jnp.zeros(shape, dtype=values.dtype)
+    def dct(self, x: Array, *, axis: int) -> Array:
+        """Return the orthonormal DCT-II by FFT, of sharded rows where they are."""
+        return self.along_last(dct_rows, x, axis=axis)
+
+    def idct(self, coefficients: Array, *, axis: int) -> Array:
+        """Return the inverse of :meth:`dct`."""
+        return self.along_last(idct_rows, coefficients, axis=axis)
+
+    def take(self, x: Array, indices: Array, *, axis: int) -> Array:
+        """Return rows or columns of matrices, each whole: an index for every number would be as large as they are."""
         if indices.ndim == 1:
-            return (full.at[..., indices] if axis == -1 else full.at[..., indices, :]).set(values)
-        return jnp.put_along_axis(
-            full, self.spread(indices, values, axis=axis), values, axis=axis, inplace=False
-        )
+            return super().take(x, indices, axis=axis)
+        index = indices[..., None, :] if axis == -1 else indices[..., :, None]
+        return jnp.take_along_axis(x, index, axis=axis)
 
     def constant(self, key: Hashable, build: Callable[[], Array]) -> Array:
         """Return the shared constant, made of concrete numbers even inside a trace."""
