@@ -45,9 +45,7 @@ def column_scores(coefficients: Array, /, *, axis: int = -1, norm: str = "l2") -
 
 def score_sums(coefficients: Array, axis: int, norm: str, ops: Ops) -> Array:
     """Return sums of squares (l2) or of magnitudes (l1) over all shards: what scores are made of."""
-    across = -3 - axis
-    terms = ops.xp.abs(coefficients) if norm == "l1" else coefficients * coefficients
-    return ops.sum_shards(ops.xp.sum(terms, axis=across))
+    return ops.sum_shards(ops.column_sums(coefficients, axis=axis, squares=norm == "l2"))
 
 
 def select_columns(scores: Array, /, rank: int) -> Array:

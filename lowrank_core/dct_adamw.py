@@ -7,7 +7,6 @@ dynamic subspace selection for low-rank adaptive optimization of large language 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple
 
 from lowrank_core._checks import (
     check_matrix,
@@ -15,9 +14,9 @@ from lowrank_core._checks import (
 from lowrank_core._typing import Array, Device, DType, Namespace, Scalar
 from lowrank_core.adam import adam_direction, decayed_weight, update_moments
 from lowrank_core.bases import get_basis
-from lowrank_core.columns import score_sums
 from lowrank_core.dct_adamw_config import SEED_COUNT, DCTAdamWConfig, DCTAdamWState
-from lowrank_core.energy import mean_energy, update_energy
+from lowrank_core.dct_adamw_projection import project_fixed, project_stored
+from lowrank_core.energy import mean_energy
 from lowrank_core.layout import Layout
 from lowrank_core.ops import Ops, ops_for, ops_for_namespace
 from lowrank_core.random import make_key
@@ -29,7 +28,6 @@ from lowrank_core.residuals import (
     without_chosen,
 )
 from lowrank_core.rounding import store
-from lowrank_core.selection import choose_columns
 from lowrank_core.state import (
     check_state,
     empty_state,
@@ -37,12 +35,7 @@ from lowrank_core.state import (
     store_buffer,
 )
 from lowrank_core.subspaces import (
-    Moments,
     across,
-    carry_moments,
-    iterated_vectors,
-    leading_vectors,
-    rotate_moments,
     starting_vectors,
 )
 from lowrank_core.update import LowRankUpdate, materialize
@@ -92,16 +85,6 @@ def dct_adamw_init(
     if config.selection == "sampled":
         arrays["key"] = make_key(config.seed, stream, layout.batch, ops, device)
     return DCTAdamWState(step=ops.step_counter(device), **arrays)
-
-
-class _Projected(NamedTuple):
-    """A gradient in its subspace, and the state in the same coordinates."""
-
-    indices: Array | None
-    vectors: Array | None
-    moments: Moments
-    energy: Array | None
-    low_rank: Array
 
 
 def dct_adamw_step(
@@ -161,9 +144,9 @@ def dct_adamw_step(
         basis = get_basis(config.basis)
         coefficients = basis.transform(full, ops, axis=layout.axis, method=config.method)
     if config.stored:
-        at = _project_stored(full, state, step, refresh, config, layout, ops)
+        at = project_stored(full, state, step, refresh, config, layout, ops)
     else:
-        at = _project_fixed(full, coefficients, state, step, refresh, config, layout, ops)
+        at = project_fixed(full, coefficients, state, step, refresh, config, layout, ops)
 
     ages = None if at.moments.ages is None else at.moments.ages + 1
     first, second = update_moments(at.low_rank, at.moments.first, at.moments.second, config.betas)
@@ -180,103 +163,6 @@ def dct_adamw_step(
         energy=at.energy,
     )
     return _add_residual(update, kept, full, coefficients, at.low_rank, config, layout, ops)
-
-
-def _project_fixed(
-    full: Array,
-    coefficients: Array | None,
-    state: DCTAdamWState,
-    step: int | Array,
-    refresh: bool | Array,
-    config: DCTAdamWConfig,
-    layout: Layout,
-    ops: Ops,
-) -> _Projected:
-    """Return the gradient on columns of a fixed basis, chosen anew if ``refresh``."""
-    basis, axis, current = get_basis(config.basis), layout.axis, state.indices
-    assert current is not None  # noqa: S101 - check_state has seen to it; this tells the type checker
-    before = Moments(
-        ops.astype(state.first_moment, full.dtype),
-        ops.astype(state.second_moment, full.dtype),
-        state.ages,
-    )
-    energy = state.energy
-    if coefficients is not None and energy is not None:
-        energy = _gather_energy(energy, coefficients, config, layout, ops)
-
-    def choose() -> _Projected:
-        seen = coefficients
-        if seen is None:
-            seen = basis.transform(full, ops, axis=axis, method=config.method)
-        louder = energy
-        if coefficients is None and energy is not None:
-            louder = _gather_energy(energy, seen, config, layout, ops)
-        mean = None
-        if louder is not None:
-            mean = mean_energy(louder, _energy_decay(config), _energy_count(config, step), ops)
-        scores = mean
-        if config.score_decay is None or scores is None:
-            scores = score_sums(seen, axis, config.score, ops)
-        if config.score == "l2":
-            scores = ops.xp.sqrt(scores)
-        indices = choose_columns(
-            scores,
-            current,
-            layout.rank,
-            ops,
-            hysteresis=config.hysteresis,
-            key=state.key,
-            step=step,
-        )
-        newcomers = None
-        if config.bias_correction == "gentle" and mean is not None:
-            seeded = decayed_weight(config.betas[1], SEED_COUNT, ops, mean)
-            newcomers = ops.pick(mean, indices) * seeded
-        moments = carry_moments(before, current, indices, ops, axis=axis, newcomers=newcomers)
-        return _Projected(indices, None, moments, louder, ops.take(seen, indices, axis=axis))
-
-    def keep() -> _Projected:
-        if coefficients is not None:
-            low_rank = ops.take(coefficients, current, axis=axis)
-        else:
-            low_rank = basis.project(full, current, ops, axis=axis, method=config.method)
-        return _Projected(current, None, before, energy, low_rank)
-
-    return ops.cond(refresh, choose, keep)
-
-
-def _project_stored(
-    full: Array,
-    state: DCTAdamWState,
-    step: int | Array,
-    refresh: bool | Array,
-    config: DCTAdamWConfig,
-    layout: Layout,
-    ops: Ops,
-) -> _Projected:
-    """Return the gradient on stored vectors, computed anew if ``refresh``."""
-    axis, current = layout.axis, state.vectors
-    assert current is not None  # noqa: S101 - check_state has seen to it; this tells the type checker
-    previous = ops.astype(current, full.dtype)
-    before = Moments(
-        ops.astype(state.first_moment, full.dtype),
-        ops.astype(state.second_moment, full.dtype),
-        None,
-    )
-
-    def choose() -> _Projected:
-        if config.basis == "svd":
-            vectors = leading_vectors(full, layout.rank, ops, axis=axis)
-        else:
-            vectors = iterated_vectors(full, previous, ops, axis=axis)
-        moments = rotate_moments(before, previous, vectors, config.betas, step - 1, ops, axis=axis)
-        return on(vectors, moments)
-
-    def on(vectors: Array, moments: Moments) -> _Projected:
-        low_rank = ops.apply_matrix(full, vectors, axis=axis)
-        return _Projected(None, ops.astype(vectors, current.dtype), moments, None, low_rank)
-
-    return ops.cond(refresh, choose, lambda: on(previous, before))
 
 
 def _add_residual(
@@ -297,7 +183,7 @@ def _add_residual(
     if scale is None:
         scale = DEFAULT_SCALE.get(config.residual, 1.0)
     if config.residual == "normalized" and coefficients is not None and state.energy is not None:
-        decay, count = _energy_decay(config), _energy_count(config, state.step)
+        decay, count = config.energy_decay, config.energy_count(state.step)
         mean = mean_energy(state.energy, decay, count, ops)
         complement = normalize_columns(coefficients, mean, scale, config.eps, ops, axis=axis)
         return replace(update, complement=complement), state
@@ -338,22 +224,3 @@ def _weights(
         first = decayed_weight(beta1, ages, ops, like)
         return across(first, axis), across(decayed_weight(beta2, ages, ops, like), axis)
     return 1.0, across(decayed_weight(beta2, ages + SEED_COUNT, ops, like), axis)
-
-
-def _energy_decay(config: DCTAdamWConfig) -> Scalar:
-    return config.betas[1] if config.score_decay is None else config.score_decay
-
-
-def _energy_count(config: DCTAdamWConfig, step: Any) -> Any:
-    """Return how many gradients the running energy has seen after ``step`` steps."""
-    if config.transforms_every_step or config.refresh_every == 1:
-        return step
-    return step // config.refresh_every + 1
-
-
-def _gather_energy(
-    energy: Array, coefficients: Array, config: DCTAdamWConfig, layout: Layout, ops: Ops
-) -> Array:
-    squares = score_sums(coefficients, layout.axis, "l2", ops)
-    rows = ops.count_shards(layout.across)
-    return update_energy(energy, squares, rows, _energy_decay(config))

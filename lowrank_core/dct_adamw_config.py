@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lowrank_core._checks import (
     check_betas,
@@ -181,6 +181,17 @@ class DCTAdamWConfig:
             or self.residual == "normalized"
             or self.bias_correction == "gentle"
         )
+
+    @property
+    def energy_decay(self) -> Scalar:
+        """The decay rate of the running energy."""
+        return self.betas[1] if self.score_decay is None else self.score_decay
+
+    def energy_count(self, step: Any) -> Any:
+        """Return how many gradients the running energy has seen after ``step`` steps, a number or an array."""
+        if self.transforms_every_step or self.refresh_every == 1:
+            return step
+        return step // self.refresh_every + 1
 
     def layout(self, shape: tuple[int, ...]) -> Layout:
         """Return the geometry of matrices of ``shape`` under these options."""

@@ -122,6 +122,12 @@ class StandardOps(Generic[A]):
         info = self.xp.__array_namespace_info__()
         return self.astype(indices, info.default_dtypes(device=self.device_of(indices))["indexing"])
 
+    def column_sums(self, x: A, *, axis: int, squares: bool) -> A:
+        """Return the sums of squares or of magnitudes of every column (axis -1) or row (axis -2)."""
+        terms = x * x if squares else self.xp.abs(x)
+        sums: A = self.xp.sum(terms, axis=-3 - axis)
+        return sums
+
     def top_k(self, scores: A, k: int) -> A:
         """Return the indices ``(..., k)`` of the largest scores, ascending; of equals the lower index wins."""
         order = self.xp.argsort(scores, axis=-1, descending=True, stable=True)[..., :k]

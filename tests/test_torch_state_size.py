@@ -96,7 +96,9 @@ def peak_of(function):
 
 @pytest.mark.parametrize("shape", [(6000, 1000), (1000, 6000)], ids=["tall", "wide"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_temporaries_of_a_step_are_bounded(shape, dtype):
+def test_temporaries_of_a_step_are_bounded(shape, dtype, monkeypatch):
+    # What SciPy allocates in its place is as large, but PyTorch does not see it.
+    monkeypatch.setattr("lowrank_backends.torch.scipy_fft", None)
     (parameter,) = parameters(shape, dtype=dtype)
     optimizer = DCTAdamW([parameter], rank=8, refresh_every=2)
     full = 4 * parameter.numel()  # of float32 numbers
@@ -108,6 +110,6 @@ def test_temporaries_of_a_step_are_bounded(shape, dtype):
         peaks.append(peak_of(optimizer.step))
     # bf16 is transformed in float32: one more temporary, the wide copy of the gradient.
     wide = full if dtype == torch.bfloat16 else 0
-    # The coefficients and their squares, and what is r wide; without a choice, blocks of the update alone.
-    assert full < peaks[0] - wide < 2.1 * full
+    # The coefficients, and what is r wide; without a choice, blocks of the update alone.
+    assert full < peaks[0] - wide < 1.5 * full
     assert peaks[1] - wide < 0.5 * full

@@ -94,6 +94,17 @@ class TorchOps(StandardOps[Tensor]):
                 target[block] = transform(source[block], self.xp, phases)
         return out
 
+    def column_sums(self, x: Tensor, *, axis: int, squares: bool) -> Tensor:
+        """Return the sums over columns or rows, block by block while a block is in cache: no temporary of its size."""
+        if x.device.type != "cpu" or torch.compiler.is_compiling() or x.numel() == 0:
+            return super().column_sums(x, axis=axis, squares=squares)
+        across = -3 - axis
+        length = max(1, _BLOCK * x.shape[across] // x.numel())
+        starts = range(0, x.shape[across], length)
+        blocks = (x.narrow(across, start, min(length, x.shape[across] - start)) for start in starts)
+        sums = [(b * b if squares else b.abs()).sum(across) for b in blocks]
+        return sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
+
     def put(self, values: Tensor, indices: Tensor, size: int, *, axis: int) -> Tensor:
         """Return zeros with ``values`` at ``indices``, by a scatter."""
         shape = list(values.shape)

@@ -2,7 +2,8 @@
 
 from lowrank_torch._dct_adamw import DCTAdamW
 from lowrank_torch._groups import ParameterRole, matrix_groups, parameter_roles
-from lowrank_torch._optimizer import LowRankOptimizer, Treatment
+from lowrank_torch._optimizer import LowRankOptimizer
+from lowrank_torch._treatment import Treatment
 from lowrank_torch._trion import Trion
 
 __all__ = [

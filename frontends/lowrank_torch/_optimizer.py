@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,28 +27,10 @@ from lowrank_torch._matrices import (
     matrix_shapes,
     matrix_views,
 )
+from lowrank_torch._treatment import Treatment
 
 #: Keys of a group that are no options: what PyTorch and its schedulers keep there.
 _BOOKKEEPING = {"params", "param_names", "name", "initial_lr"}
-
-
-class Treatment(NamedTuple):
-    """How one parameter is stepped, a row of :meth:`LowRankOptimizer.summary`."""
-
-    #: The parameter's name, or its place among the groups.
-    name: str
-    #: Its shape.
-    shape: tuple[int, ...]
-    #: ``"dct_adamw"``, ``"trion"`` or ``"adamw"``.
-    algorithm: str
-    #: Basis vectors kept; ``None`` for ``"adamw"``.
-    rank: int | None
-    #: The transformed axis of the parameter as a matrix, -1 or -2; ``None`` for ``"adamw"``.
-    axis: int | None
-    #: Bytes of its optimizer state.
-    state_bytes: int
-    #: Why, where a parameter of a low-rank group gets ``"adamw"``; empty otherwise.
-    reason: str
 
 
 class LowRankOptimizer(Optimizer):
@@ -145,26 +127,24 @@ class LowRankOptimizer(Optimizer):
 
     def summary(self) -> list[Treatment]:
         """Return how every parameter is stepped, in the order of the groups."""
-        rows = []
-        for place, group in enumerate(self.param_groups):
-            config = self.check_options(group)
-            for index, parameter in enumerate(group["params"]):
-                full, reason = self._treat(parameter, group, config)
-                name = parameter_name(group, place, index)
-                shape = tuple(parameter.shape)
-                dtype = "float64" if parameter.dtype == torch.float64 else "float32"
-                if full:
-                    size = 2 * parameter.numel() * (8 if dtype == "float64" else 4)
-                    rows.append(Treatment(name, shape, "adamw", None, None, size, reason))
-                else:
-                    shapes = matrix_shapes(parameter.shape, group)
-                    fitted = [self._fitted(config, shape) for shape in shapes]
-                    size = sum(map(partial(state_bytes, dtype=dtype), shapes, fitted))
-                    layout = fitted[0].layout(shapes[0])
-                    rows.append(
-                        Treatment(name, shape, self.algorithm, layout.rank, layout.axis, size, "")
-                    )
-        return rows
+        return [
+            self._treatment(parameter, group, parameter_name(group, place, index))
+            for place, group in enumerate(self.param_groups)
+            for index, parameter in enumerate(group["params"])
+        ]
+
+    def _treatment(self, parameter: Tensor, group: Mapping[str, Any], name: str) -> Treatment:
+        config, shape = self.check_options(group), tuple(parameter.shape)
+        full, reason = self._treat(parameter, group, config)
+        dtype = "float64" if parameter.dtype == torch.float64 else "float32"
+        if full:
+            size = 2 * parameter.numel() * (8 if dtype == "float64" else 4)
+            return Treatment(name, shape, "adamw", None, None, size, reason)
+        shapes = matrix_shapes(shape, group)
+        fitted = [self._fitted(config, block) for block in shapes]
+        size = sum(map(partial(state_bytes, dtype=dtype), shapes, fitted))
+        layout = fitted[0].layout(shapes[0])
+        return Treatment(name, shape, self.algorithm, layout.rank, layout.axis, size, "")
 
     # -- stepping ------------------------------------------------------------------------------
 

@@ -1,0 +1,137 @@
+"""A gradient in its subspace: which columns or vectors are next, and the state in the same coordinates."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from lowrank_core._typing import Array
+from lowrank_core.adam import decayed_weight
+from lowrank_core.bases import get_basis
+from lowrank_core.columns import score_sums
+from lowrank_core.dct_adamw_config import SEED_COUNT, DCTAdamWConfig, DCTAdamWState
+from lowrank_core.energy import mean_energy, update_energy
+from lowrank_core.layout import Layout
+from lowrank_core.ops import Ops
+from lowrank_core.selection import choose_columns
+from lowrank_core.subspaces import (
+    Moments,
+    carry_moments,
+    iterated_vectors,
+    leading_vectors,
+    rotate_moments,
+)
+
+
+class Projected(NamedTuple):
+    """A gradient in its subspace, and the state in the same coordinates."""
+
+    indices: Array | None
+    vectors: Array | None
+    moments: Moments
+    energy: Array | None
+    low_rank: Array
+
+
+def project_fixed(
+    full: Array,
+    coefficients: Array | None,
+    state: DCTAdamWState,
+    step: int | Array,
+    refresh: bool | Array,
+    config: DCTAdamWConfig,
+    layout: Layout,
+    ops: Ops,
+) -> Projected:
+    """Return the gradient on columns of a fixed basis, chosen anew if ``refresh``."""
+    basis, axis, current = get_basis(config.basis), layout.axis, state.indices
+    assert current is not None  # noqa: S101 - check_state has seen to it; this tells the type checker
+    before = Moments(
+        ops.astype(state.first_moment, full.dtype),
+        ops.astype(state.second_moment, full.dtype),
+        state.ages,
+    )
+    energy = state.energy
+    if coefficients is not None and energy is not None:
+        energy = _gather_energy(energy, coefficients, config, layout, ops)
+
+    def choose() -> Projected:
+        seen = coefficients
+        if seen is None:
+            seen = basis.transform(full, ops, axis=axis, method=config.method)
+        louder = energy
+        if coefficients is None and energy is not None:
+            louder = _gather_energy(energy, seen, config, layout, ops)
+        mean = None
+        if louder is not None:
+            mean = mean_energy(louder, config.energy_decay, config.energy_count(step), ops)
+        scores = mean
+        if config.score_decay is None or scores is None:
+            scores = score_sums(seen, axis, config.score, ops)
+        if config.score == "l2":
+            scores = ops.xp.sqrt(scores)
+        indices = choose_columns(
+            scores,
+            current,
+            layout.rank,
+            ops,
+            hysteresis=config.hysteresis,
+            key=state.key,
+            step=step,
+        )
+        newcomers = None
+        if config.bias_correction == "gentle" and mean is not None:
+            seeded = decayed_weight(config.betas[1], SEED_COUNT, ops, mean)
+            newcomers = ops.pick(mean, indices) * seeded
+        moments = carry_moments(before, current, indices, ops, axis=axis, newcomers=newcomers)
+        return Projected(indices, None, moments, louder, ops.take(seen, indices, axis=axis))
+
+    def keep() -> Projected:
+        if coefficients is not None:
+            low_rank = ops.take(coefficients, current, axis=axis)
+        else:
+            low_rank = basis.project(full, current, ops, axis=axis, method=config.method)
+        return Projected(current, None, before, energy, low_rank)
+
+    return ops.cond(refresh, choose, keep)
+
+
+def project_stored(
+    full: Array,
+    state: DCTAdamWState,
+    step: int | Array,
+    refresh: bool | Array,
+    config: DCTAdamWConfig,
+    layout: Layout,
+    ops: Ops,
+) -> Projected:
+    """Return the gradient on stored vectors, computed anew if ``refresh``."""
+    axis, current = layout.axis, state.vectors
+    assert current is not None  # noqa: S101 - check_state has seen to it; this tells the type checker
+    previous = ops.astype(current, full.dtype)
+    before = Moments(
+        ops.astype(state.first_moment, full.dtype),
+        ops.astype(state.second_moment, full.dtype),
+        None,
+    )
+
+    def choose() -> Projected:
+        if config.basis == "svd":
+            vectors = leading_vectors(full, layout.rank, ops, axis=axis)
+        else:
+            vectors = iterated_vectors(full, previous, ops, axis=axis)
+        moments = rotate_moments(before, previous, vectors, config.betas, step - 1, ops, axis=axis)
+        return on(vectors, moments)
+
+    def on(vectors: Array, moments: Moments) -> Projected:
+        low_rank = ops.apply_matrix(full, vectors, axis=axis)
+        return Projected(None, ops.astype(vectors, current.dtype), moments, None, low_rank)
+
+    return ops.cond(refresh, choose, lambda: on(previous, before))
+
+
+def _gather_energy(
+    energy: Array, coefficients: Array, config: DCTAdamWConfig, layout: Layout, ops: Ops
+) -> Array:
+    squares = score_sums(coefficients, layout.axis, "l2", ops)
+    rows = ops.count_shards(layout.across)
+    return update_energy(energy, squares, rows, config.energy_decay)
