@@ -18,6 +18,8 @@ extensions = [
 exclude_patterns = ["_build"]
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_title = f"lowrank-core {release}"
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
