@@ -15,6 +15,7 @@ from lowrank_core import LowRankUpdate, materialize
 from lowrank_core.layout import resolve_axis, resolve_rank
 from lowrank_jax._axes import AxesRule, ResolvedAxes, axes_of_leaves
 from lowrank_jax._options import with_numbers_in
+from lowrank_jax._placing import placed, replicated_like
 from lowrank_jax._precision import compute_dtype, in_wide_precision
 
 
@@ -60,7 +61,9 @@ def scale_by_rule(
             rest.append(optax.MaskedNode() if matrix else _zeros(leaf))
             matrices.append(_state(rule, matrix, leaf) if matrix else optax.MaskedNode())
         mu = jax.tree.unflatten(treedef, rest)
-        state = optax.ScaleByAdamState(jnp.zeros((), jnp.int32), mu, jax.tree.map(jnp.copy, mu))
+        count = replicated_like(jnp.zeros((), jnp.int32), leaves)
+        # A copy, since two leaves of one buffer could not be donated.
+        state = optax.ScaleByAdamState(count, mu, jax.tree.map(jnp.copy, mu))
         return ScaleByLowRankState(state, jax.tree.unflatten(treedef, matrices))
 
     def update(
@@ -116,7 +119,8 @@ def _state(rule: Rule, matrix: _Matrix, leaf: Any) -> Any:
     # By path, so that a matrix draws the same numbers however the tree is partitioned.
     place = {"stream": zlib.crc32(matrix.path.encode())} if rule.draws else {}
     dtype = compute_dtype(leaf.dtype)
-    return rule.init(matrix.shape, matrix.config, xp=jnp, dtype=dtype, **place)._replace(step=None)
+    state = rule.init(matrix.shape, matrix.config, xp=jnp, dtype=dtype, **place)
+    return placed(state._replace(step=None), leaf, matrix.axes, matrix.shape)
 
 
 def _step(
