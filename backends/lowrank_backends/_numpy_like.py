@@ -31,7 +31,8 @@ class NumpyLikeOps(StandardOps[Any]):
 
     def put(self, values: Array, indices: Array, size: int, *, axis: int) -> Array:
         """Return zeros with ``values`` at ``indices``, by assignment instead of a gather."""
-        if indices.ndim > 1:  # a choice for each matrix; CuPy has `put_along_axis` from version 14 only
+        # A choice for each matrix goes the standard way: CuPy has `put_along_axis` from version 14 only.
+        if indices.ndim > 1:
             return super().put(values, indices, size, axis=axis)
         shape = list(values.shape)
         shape[axis] = size
