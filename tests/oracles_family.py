@@ -63,8 +63,9 @@ def _legendre(n: int) -> np.ndarray:
     before, now = [Fraction(0)] * n, [Fraction(1)] * n
     columns = []
     for k in range(n):
-        norm = math.sqrt(sum(value * value for value in now))
-        columns.append([float(value) / norm for value in now])
+        total = sum(value * value for value in now)
+        # Divided while exact: the numbers themselves are beyond what a float holds.
+        columns.append([math.copysign(math.sqrt(p * p / total), p) for p in now])
         after = [
             ((2 * k + 1) * x * p - k * (n * n - k * k) * q) / (k + 1)
             for x, p, q in zip(points, now, before, strict=True)
