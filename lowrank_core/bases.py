@@ -15,6 +15,7 @@ from lowrank_core.basis_families import (
     legendre_matrix,
     random_basis,
 )
+from lowrank_core.subspaces import STORED_BASES
 
 _REGISTRY: dict[str, Basis] = {
     basis.name: basis
@@ -74,10 +75,12 @@ def register_basis(name: str, matrix: MatrixFunction | Basis) -> Basis:
     Raises
     ------
     ValueError
-        If the name is taken or has a colon.
+        If the name is taken, has a colon, or is not the one that the object of `Basis` has.
     """
-    if name in basis_names() or ":" in name:
+    if name in (*basis_names(), *STORED_BASES) or ":" in name:
         raise ValueError(f"name must be new and without a colon, got {name!r}")
     basis = matrix if isinstance(matrix, Basis) else Basis(name, matrix)
+    if basis.name != name:  # shared matrices go by it
+        raise ValueError(f"name must be the basis's own, {basis.name!r}, got {name!r}")
     _REGISTRY[name] = basis
     return basis
