@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import os
 from collections import Counter
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any
@@ -91,6 +92,16 @@ def torch() -> ModuleType:
 def jnp() -> ModuleType:
     """``jax.numpy``, for a test that is about JAX alone."""
     return _namespace("jax")
+
+
+@pytest.fixture
+def optax(jnp: ModuleType) -> Iterator[ModuleType]:
+    """Optax, which mixes dtypes that only JAX's ordinary promotion brings together."""
+    import jax
+    import optax
+
+    with jax.numpy_dtype_promotion("standard"):
+        yield optax
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +24,8 @@ class ScaleByLowRankState(NamedTuple):
 
     #: Adam's state of every leaf that is not stepped as a matrix; its ``count`` is the step count of all leaves.
     adam: optax.ScaleByAdamState
-    #: The tree of parameters with the core's state of a matrix (without a step count) in the place of each.
+    #: The core's state of the matrices without a step count, each field a tree like that of the parameters with an
+    #: array in the place of each matrix, or ``None`` where the options need none.
     matrices: Any
 
 
@@ -32,6 +33,7 @@ class Rule(NamedTuple):
     """A rule of the core."""
 
     config: Any
+    state_type: type[Any]
     init: Callable[..., Any]
     step: Callable[..., tuple[LowRankUpdate, Any]]
     #: Whether a rank that is not below the transformed size gives the leaf to Adam.
@@ -53,18 +55,19 @@ def scale_by_rule(
     rule: Rule, adam: optax.GradientTransformation, matrix_axes: AxesRule
 ) -> optax.GradientTransformationExtraArgs:
     """Return the transformation that steps matrices by ``rule`` and all other leaves by ``adam``."""
+    names = _state_names(rule.config)
 
     def init(params: Any) -> ScaleByLowRankState:
         leaves, treedef = jax.tree.flatten(params)
         rest, matrices = [], []
         for leaf, matrix in zip(leaves, _matrices(params, rule, matrix_axes), strict=True):
             rest.append(optax.MaskedNode() if matrix else _zeros(leaf))
-            matrices.append(_state(rule, matrix, leaf) if matrix else optax.MaskedNode())
+            matrices.append(_state(rule, matrix, leaf) if matrix else None)
         mu = jax.tree.unflatten(treedef, rest)
         count = replicated_like(jnp.zeros((), jnp.int32), leaves)
         # A copy, since two leaves of one buffer could not be donated.
-        state = optax.ScaleByAdamState(count, mu, jax.tree.map(jnp.copy, mu))
-        return ScaleByLowRankState(state, jax.tree.unflatten(treedef, matrices))
+        adam_state = optax.ScaleByAdamState(count, mu, jax.tree.map(jnp.copy, mu))
+        return ScaleByLowRankState(adam_state, _by_field(rule, names, treedef, matrices))
 
     def update(
         updates: Any, state: ScaleByLowRankState, params: Any = None
@@ -75,18 +78,34 @@ def scale_by_rule(
         plans = _matrices(updates, rule, matrix_axes)
         masked = [optax.MaskedNode() if m else g for g, m in zip(leaves, plans, strict=True)]
         rest, adam_state = adam.update(jax.tree.unflatten(treedef, masked), state.adam)
-        before = treedef.flatten_up_to(state.matrices)
-        new, after = treedef.flatten_up_to(rest), list(before)
+        fields = {name: treedef.flatten_up_to(getattr(state.matrices, name)) for name in names}
+        new, after = treedef.flatten_up_to(rest), [None] * len(leaves)
         for index, matrix in enumerate(plans):
             if matrix is not None:
-                new[index], after[index] = _step(
-                    rule, matrix, leaves[index], before[index], state.adam.count
-                )
-        return jax.tree.unflatten(treedef, new), ScaleByLowRankState(
-            adam_state, jax.tree.unflatten(treedef, after)
-        )
+                own = {name: fields[name][index] for name in names}
+                before = rule.state_type(step=state.adam.count, **own)
+                new[index], after[index] = _step(rule, matrix, leaves[index], before)
+        matrices = _by_field(rule, names, treedef, after)
+        return jax.tree.unflatten(treedef, new), ScaleByLowRankState(adam_state, matrices)
 
     return in_wide_precision(optax.GradientTransformation(init, update))
+
+
+def _state_names(config: Any) -> tuple[str, ...]:
+    """Return the names of the arrays in the state of every matrix, whatever its shape."""
+    size = 1 << (config.rank if isinstance(config.rank, int) else 1).bit_length()
+    return tuple(config.state_spec((size, size)))
+
+
+def _by_field(rule: Rule, names: Sequence[str], treedef: Any, states: Sequence[Any]) -> Any:
+    """Return one state whose fields are trees of parameters, from one state for each leaf or ``None``."""
+    trees = {
+        name: jax.tree.unflatten(
+            treedef, [optax.MaskedNode() if s is None else getattr(s, name) for s in states]
+        )
+        for name in names
+    }
+    return rule.state_type(**{**dict.fromkeys(rule.state_type._fields), **trees})
 
 
 def _matrices(tree: Any, rule: Rule, matrix_axes: AxesRule) -> list[_Matrix | None]:
@@ -123,10 +142,8 @@ def _state(rule: Rule, matrix: _Matrix, leaf: Any) -> Any:
     return placed(state._replace(step=None), leaf, matrix.axes, matrix.shape)
 
 
-def _step(
-    rule: Rule, matrix: _Matrix, gradient: jax.Array, state: Any, count: jax.Array
-) -> tuple[jax.Array, Any]:
+def _step(rule: Rule, matrix: _Matrix, gradient: jax.Array, state: Any) -> tuple[jax.Array, Any]:
     config = with_numbers_in(matrix.config, gradient.dtype)
-    update, after = rule.step(matrix.axes.to_matrix(gradient), state._replace(step=count), config)
+    update, after = rule.step(matrix.axes.to_matrix(gradient), state, config)
     full: Any = materialize(update, method=config.method)
-    return matrix.axes.from_matrix(full, gradient.shape), after._replace(step=None)
+    return matrix.axes.from_matrix(full, gradient.shape), after

@@ -7,7 +7,7 @@ from typing import Any
 
 import optax
 
-from lowrank_core import TrionConfig, trion_init, trion_step
+from lowrank_core import TrionConfig, TrionState, trion_init, trion_step
 from lowrank_core._typing import Scalar
 from lowrank_jax._axes import AxesRule, axes_by_name
 from lowrank_jax._options import config_of, shows_options
@@ -60,7 +60,7 @@ def scale_by_trion(
     """
     named = {"rank": rank, "momentum": momentum}
     config = config_of("scale_by_trion", TrionConfig, named, options)
-    rule = Rule(config, trion_init, trion_step, needs_low_rank=False, draws=False)
+    rule = Rule(config, TrionState, trion_init, trion_step, needs_low_rank=False, draws=False)
     return scale_by_rule(rule, optax.scale_by_adam(b1, b2, eps), matrix_axes)
 
 
