@@ -40,18 +40,19 @@ def carry_moments(
 ) -> Moments:
     """Return the moments of columns ``previous`` for columns ``current`` of one basis: kept, or at their start.
 
-    A newcomer's moments start at zero, its second moment at its entry of ``newcomers`` ``(..., r)`` where given.
+    A newcomer's moments start at zero, its second moment at its entry of ``newcomers`` ``(..., r)`` where given. The
+    columns that a state begins with are newcomers too: their age is zero.
     """
     position, stayed = match_columns(previous, current, ops)
     first = gather_matched(moments.first, position, stayed, ops, axis=axis)
     second = gather_matched(moments.second, position, stayed, ops, axis=axis)
-    if newcomers is not None:
-        start = ops.xp.where(stayed, ops.xp.zeros_like(newcomers), newcomers)
-        second = second + across(start, axis)
     ages = moments.ages
     if ages is not None:
         carried = ops.pick(ages, position)
         ages = ops.xp.where(stayed, carried, ops.xp.zeros_like(carried))
+        if newcomers is not None:
+            start = ops.xp.where(ages > 0, ops.xp.zeros_like(newcomers), newcomers)
+            second = second + across(start, axis)
     return Moments(first, second, ages)
 
 
@@ -77,6 +78,9 @@ def iterated_vectors(matrix: Array, vectors: Array, ops: Ops, *, axis: int) -> A
     """
     xp = ops.xp
     matrix = xp.where(xp.isfinite(matrix), matrix, xp.zeros_like(matrix))
+    # The product is of second order in the gradient: of small or large ones it would leave float32's range.
+    largest = xp.max(xp.abs(matrix), axis=(-2, -1))[..., None, None]
+    matrix = matrix / xp.where(largest > 0, largest, xp.ones_like(largest))
     rows = matrix if axis == -1 else xp.matrix_transpose(matrix)
     product = xp.matrix_transpose(rows) @ (rows @ vectors)
     # A gradient of zeros has no directions to offer: the old ones are kept.
