@@ -34,7 +34,9 @@ def choose_columns(
     """
     xp = ops.xp
     if not isinstance(hysteresis, (int, float)) or hysteresis > 0:
+        # The columns that a state begins with were never chosen.
         _, held = ops.find(current, scores.shape[-1])
+        held = held & (step > 1)
         scores = scores * (1 + hysteresis * ops.astype(held, scores.dtype))
     if key is not None:
         draws = uniform(fold(key, step), scores.shape[-1], ops, scores)
