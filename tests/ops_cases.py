@@ -39,13 +39,10 @@ def as_index(ops: Any, make: Any) -> list[Any]:
 
 
 def _transforms(function: Any, make: Any) -> list[Any]:
-    # A vector, matrices, a stack, an odd size, and more rows than one block of any adapter.
-    found = []
-    for shape in ((9,), (5, 8), (4, 7), (2, 3, 6, 5), (1100, 256)):
-        for axis in (-1, -2)[: len(shape)]:
-            found += [
-                function(make(normal(*shape), kind), axis=axis) for kind in ("float64", "float32")
-            ]
+    # A vector, matrices of odd and even size, a stack, and more rows than one block of any adapter.
+    found = [function(make(normal(9), "float64"), axis=-1)]
+    for shape, kind in (((7, 8), "float64"), ((2, 3, 6, 5), "float64"), ((1100, 256), "float32")):
+        found += [function(make(normal(*shape), kind), axis=axis) for axis in (-1, -2)]
     return found
 
 
@@ -98,6 +95,16 @@ def top_k(ops: Any, make: Any) -> list[Any]:
     return [ops.top_k(make(ties, kind), k) for kind in ("float64", "float32") for k in (1, 7, 40)]
 
 
+def column_sums(ops: Any, make: Any) -> list[Any]:
+    # A stack, and more numbers than one block of any adapter, in a last block that is not full.
+    return [
+        ops.column_sums(make(normal(*shape), kind), axis=axis, squares=squares)
+        for shape, kind in (((5, 8), "float64"), ((2, 3, 6, 5), "float64"), ((700, 900), "float32"))
+        for axis in (-1, -2)
+        for squares in (True, False)
+    ]
+
+
 def cond(ops: Any, make: Any) -> list[Any]:
     one, two = make(np.array([1.0]), "float32"), make(np.array([2.0]), "float32")
     predicates = [True, False, make(np.array(2), "int32") == 2, make(np.array(2), "int32") == 3]
@@ -118,7 +125,7 @@ CASES = {
     case.__name__: case
     for case in (
         *(astype, device_of, as_scalar, as_index, dct, idct, put, replace, take, top_k),
-        *(cond, step_counter, constant),
+        *(column_sums, cond, step_counter, constant),
     )
 }
 

@@ -37,6 +37,17 @@ def compiled(function, xp, n):
     return jax.jit(function)
 
 
+@pytest.fixture
+def forgetting(xp):
+    """Let JAX forget what it compiled: a program for every size adds up to gigabytes."""
+    yield
+    if library_of(xp) == "jax":
+        import jax
+
+        jax.clear_caches()
+
+
+@pytest.mark.usefixtures("forgetting")
 @pytest.mark.parametrize("n", SIZES)
 def test_dct_equals_scipy_and_idct_inverts_it(xp, n):
     x = normal(BATCH, n)
