@@ -173,7 +173,7 @@ def test_the_first_choice_favours_nobody(xp):
 
 @pytest.mark.parametrize("score", ["l1", "l2"])
 def test_hysteresis_does_as_the_oracle(xp, score):
-    config = lc.DCTAdamWConfig(rank=3, hysteresis=0.15, score=score)
+    config = lc.DCTAdamWConfig(rank=3, hysteresis=0.4, score=score)
     sequence = gradients(10, 9, 7)
     assert_follows_oracle(config, sequence, xp)
     free = chosen(lc.DCTAdamWConfig(rank=3, score=score), sequence, xp)
