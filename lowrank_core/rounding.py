@@ -45,7 +45,7 @@ def round_stochastically(x: Array, dtype: DType, key: Array, ops: Ops) -> Array:
     draws = xp.reshape(uniform(key, _count(x), ops, x), x.shape)
     up = ops.astype(draws < scaled - below, x.dtype)
     rounded = (below + up) * unit
-    return ops.astype(xp.where(xp.isfinite(x), rounded, x), dtype)
+    return ops.astype(xp.where(xp.isfinite(unit), rounded, x), dtype)
 
 
 def store(x: Array, dtype: DType, step: int | Array, salt: int, ops: Ops) -> Array:
