@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -61,19 +62,25 @@ def make(name: str, **options: Any) -> Any:
     )
 
 
-def train(
-    optimizer: Any, params: Any, steps: int, *, state: Any = None, start: int = 0
-) -> tuple[Any, Any]:
-    """Do steps ``start .. start + steps - 1`` on seeded gradients and return parameters and state."""
-    state = optimizer.init(params) if state is None else state
+@functools.lru_cache(maxsize=8)
+def compiled_step(optimizer: Any) -> Any:
+    """One step under ``jit``, compiled once for each optimizer object."""
 
     @jax.jit
     def step(params: Any, state: Any, gradient: Any) -> tuple[Any, Any]:
         updates, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, updates), state
 
+    return step
+
+
+def train(
+    optimizer: Any, params: Any, steps: int, *, state: Any = None, start: int = 0
+) -> tuple[Any, Any]:
+    """Do steps ``start .. start + steps - 1`` on seeded gradients and return parameters and state."""
+    state = optimizer.init(params) if state is None else state
     for index in range(start, start + steps):
-        params, state = step(params, state, gradients(params, index))
+        params, state = compiled_step(optimizer)(params, state, gradients(params, index))
     return params, state
 
 

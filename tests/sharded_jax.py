@@ -1,0 +1,157 @@
+"""Run by `test_jax_sharded`: one case of sharded steps, reported as JSON."""
+
+import json
+import math
+import re
+import sys
+
+import jax
+import lowrank_jax
+import numpy as np
+import optax
+from jax import numpy as jnp
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+ROWS, COLUMNS, RANK, STEPS = 1024, 256, 16, 3
+ITEM_BYTES = {
+    "f32": 4,
+    "s32": 4,
+    "u32": 4,
+    "bf16": 2,
+    "f64": 8,
+    "s64": 8,
+    "pred": 1,
+    "u8": 1,
+    "c64": 8,
+}
+COLLECTIVE = re.compile(
+    r"= (\(?[^=]*?\)?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter|"
+    r"collective-broadcast|ragged-all-to-all)(?:-start)?\("
+)
+COMPILED = []
+KERNEL = lowrank_jax.MatrixAxes(outputs=-1, inputs=-2)
+WEIGHT = lowrank_jax.MatrixAxes(outputs=-2, inputs=-1)
+
+
+def collectives(text):
+    """Kind and bytes of the result of every collective of a compiled program."""
+    found = []
+    for shapes, kind in COLLECTIVE.findall(text):
+        size = 0
+        for dtype, dimensions in re.findall(r"(\w+)\[([\d,]*)\]", shapes):
+            lengths = [int(length) for length in dimensions.split(",") if length]
+            size += ITEM_BYTES[dtype] * math.prod(lengths)
+        found.append((kind, size))
+    return found
+
+
+def steps(optimizer, params, state, sharding):
+    """Parameters after all steps, how often a step was traced, and how often one was compiled."""
+    traces = 0
+
+    @jax.jit
+    def update(params, state, gradient):
+        nonlocal traces
+        traces += 1
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    compiled = []
+    for index in range(STEPS):
+        numbers = np.random.default_rng(index).standard_normal(params["w"].shape)
+        gradient = jax.device_put({"w": jnp.asarray(numbers, jnp.float32)}, sharding)
+        before = len(COMPILED)
+        params, state = update(params, state, gradient)
+        compiled.append(len(COMPILED) - before)
+    return params, traces, sum(compiled)
+
+
+def note(event, *_, **__):
+    if event.endswith("backend_compile_duration"):
+        COMPILED.append(event)
+
+
+def report(optimizer, shape, spec, mesh, allowed):
+    def update(params, state, gradient):
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    numbers = np.random.default_rng(100).standard_normal(shape)
+    params = {"w": jnp.asarray(numbers, jnp.float32)}
+    sharding = NamedSharding(mesh, spec)
+    placed = jax.device_put(params, sharding)
+    state = optimizer.init(placed)
+    moments = [leaf for leaf in jax.tree.leaves(state) if leaf.size >= ROWS * RANK]
+    state_sharded = bool(moments) and all(
+        leaf.addressable_shards[0].data.size * mesh.size == leaf.size for leaf in moments
+    )
+    text = jax.jit(update).lower(placed, state, placed).compile().as_text()
+    moved = collectives(text)
+    found, traces, compiled = steps(optimizer, placed, state, sharding)
+    expected, _, _ = steps(optimizer, params, optimizer.init(params), jax.devices()[0])
+    start, wanted = np.asarray(params["w"]), np.asarray(expected["w"])
+    return {
+        "collectives": moved,
+        "gathered": sum(size for kind, size in moved if kind != "all-reduce"),
+        "reduced": sum(size for kind, size in moved if kind == "all-reduce"),
+        "allowed": allowed,
+        "gradient": 4 * math.prod(shape),
+        "error": float(
+            np.linalg.norm(np.asarray(found["w"]) - wanted) / np.linalg.norm(wanted - start)
+        ),
+        "moved": float(np.linalg.norm(wanted - start)),
+        "state_sharded": state_sharded,
+        "traces": traces,
+        "compiled": compiled,
+    }
+
+
+def dct_adamw(axes=WEIGHT, **options):
+    return lowrank_jax.dct_adamw(0.01, **{"rank": RANK, "matrix_axes": axes, **options})
+
+
+def main(case):
+    kind = AxisType.Explicit if case == "explicit" else AxisType.Auto
+    jax.monitoring.register_event_duration_secs_listener(note)
+    mesh = jax.make_mesh((jax.device_count(),), ("x",), axis_types=(kind,))
+    tall, scores = (ROWS, COLUMNS), 4 * COLUMNS
+    rows = P("x", None)
+    if case in ("dct_adamw", "explicit"):
+        cases = {
+            "plain": (dct_adamw(), tall, rows, scores),
+            "by transform": (dct_adamw(rank=128, refresh_every=2), tall, rows, scores),
+        }
+        if case == "dct_adamw":
+            cases["matmul"] = (dct_adamw(method="matmul"), tall, rows, scores)
+    elif case == "policies":
+        # Those that scale or normalise look at energies as well as scores, and at one norm.
+        cases = {
+            residual: (dct_adamw(residual=residual), tall, rows, 2 * scores + 8)
+            for residual in ("error_feedback", "sign", "scaled", "normalized")
+        }
+        codes = {"residual": "error_feedback", "feedback_bits": 8}
+        cases["codes"] = (dct_adamw(**codes), tall, rows, scores)
+    elif case == "trion":
+        # Besides the scores, five sums of products of the factor with itself and its norm.
+        allowed = scores + 6 * 4 * RANK * RANK + 64
+        trion = lowrank_jax.trion(0.01, rank=RANK, matrix_axes=WEIGHT)
+        cases = {"trion": (trion, tall, rows, allowed)}
+    elif case == "stacked":
+        spec = P(None, "x", None)
+        cases = {"stacked": (dct_adamw(refresh_every=2), (3, *tall), spec, 3 * scores)}
+    elif case == "columns":
+        # A kernel sharded by its outputs is the same matrix, and so is one transformed along its rows.
+        wide, spec = (COLUMNS, ROWS), P(None, "x")
+        cases = {
+            "kernel": (dct_adamw(KERNEL, side="right"), wide, spec, scores),
+            "left": (dct_adamw(side="left"), wide, spec, scores),
+        }
+    else:
+        cases = {"across the shards": (dct_adamw(side="left", method="fft"), tall, rows, 0)}
+    found = {name: report(*arguments[:3], mesh, arguments[3]) for name, arguments in cases.items()}
+    print(json.dumps({"devices": jax.device_count(), "optimizers": found}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
