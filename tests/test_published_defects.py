@@ -316,10 +316,15 @@ def test_a_first_gradient_may_come_late(torch, optim, name):
 def test_options_of_a_group_are_heeded(torch, optim):
     """Betas, eps and rank of a parameter group were ignored in favour of the first."""
     special = {"betas": (0.5, 0.6), "eps": 0.3, "rank": 4}
+    common = {"lr": 0.01, "weight_decay": 0.1}
     for shape in ((8, 6), (5,)):
         one, other, alone, plain = (parameter(torch, *shape) for _ in range(4))
-        together = optim.DCTAdamW([{"params": [one]}, {"params": [other], **special}], rank=2)
-        single = [optim.DCTAdamW([alone], **special), optim.DCTAdamW([plain], rank=2)]
+        groups = [{"params": [one]}, {"params": [other], **special}]
+        together = optim.DCTAdamW(groups, rank=2, **common)
+        single = [
+            optim.DCTAdamW([alone], **special, **common),
+            optim.DCTAdamW([plain], rank=2, **common),
+        ]
         for seed in range(3):
             for each in (one, other, alone, plain):
                 give(torch, [each], seed)
@@ -329,6 +334,13 @@ def test_options_of_a_group_are_heeded(torch, optim):
         assert_identical(other, alone)
         assert_identical(one, plain)
         assert not torch.equal(one, other)
+    # The last, a vector, had AdamW: PyTorch's own, with the group's options.
+    again = parameter(torch, 5)
+    adamw = torch.optim.AdamW([again], betas=(0.5, 0.6), eps=0.3, **common)
+    for seed in range(3):
+        give(torch, [again], seed)
+        adamw.step()
+    assert_close(other, to_numpy(again), xp=torch, dtype="float32", kind="trajectory")
     ranks = [
         row.rank
         for row in optim.Trion(
