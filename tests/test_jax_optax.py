@@ -143,6 +143,17 @@ def test_injected_numbers_are_traced(name):
     assert_trees_close(found, train(factory(RATE, **options), params, 4)[0])
 
 
+def test_injected_numbers_promote_nothing():
+    kernel = tree(dtype="float64")["layer"]["kernel"]
+    params = {"a": kernel, "b": kernel.astype("float32")}
+    factory = optax.inject_hyperparams(dct_adamw, static_args=static_options(dct_adamw))
+    # Optax holds the numbers in the widest dtype of the parameters.
+    axes = AXES["layer"]["kernel"]
+    optimizer = factory(learning_rate=RATE, rank=RANK, matrix_axes=axes, residual="normalized")
+    found = check_single_trace(optimizer, params)
+    assert_trees_close({"b": found["b"]}, {"b": found["a"].astype("float32")})
+
+
 def test_an_injected_number_can_be_set_between_steps():
     params = tree()
     factory = optax.inject_hyperparams(dct_adamw, static_args=static_options(dct_adamw))
@@ -216,6 +227,8 @@ def test_state_maps_as_parameters_do():
     )
     assert marked.adam.mu == marked.adam.nu == {"a": (8, 12), "b": (14, 8)}
     assert marked.adam.count == 0
+    nothing = {"a": optax.MaskedNode(), "b": optax.MaskedNode()}
+    assert marked.matrices.indices == marked.matrices.first_moment == nothing
 
 
 @pytest.mark.parametrize("name", FACTORIES)

@@ -168,6 +168,16 @@ def test_half_precision_is_rounded_once(name):
         assert_identical(one, other.astype("bfloat16"))
 
 
+def test_adam_sees_wide_gradients():
+    # Operation by operation: a compiler may skip roundings in between of its own accord.
+    optimizer = lowrank_jax.scale_by_dct_adam(rank=RANK)
+    narrow = from_numpy(normal(50), jnp, "bfloat16")
+    found, state = optimizer.update(narrow, optimizer.init(narrow))
+    wanted, exact = optimizer.update(narrow.astype("float32"), optimizer.init(narrow))
+    assert_identical(found, wanted.astype("bfloat16"))
+    assert_identical(state.adam.mu, exact.adam.mu)
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_arguments_are_left_as_they_are(name):
     params = tree()
