@@ -36,7 +36,6 @@ def _by_rows(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
         partition=partition,
         infer_sharding_from_operands=infer,
         sharding_rule="... n -> ... n",
-        need_replication_factors=("n",),
     )
     batched = custom_vmap(partitioned)
 
