@@ -29,7 +29,7 @@ ALLOWED = {
 # An adapter module may also import the one library that it adapts.
 ADAPTED = {
     "lowrank_backends.numpy": {"numpy", "scipy"},
-    "lowrank_backends.torch": {"torch"},
+    "lowrank_backends.torch": {"torch", "scipy"},
     "lowrank_backends.jax": {"jax"},
     "lowrank_backends._jax_rows": {"jax"},
     "lowrank_backends.cupy": {"cupy", "cupyx"},
