@@ -69,6 +69,8 @@ def report(optimizer, shape, spec, mesh, allowed):
     state_sharded = bool(moments) and all(
         leaf.addressable_shards[0].data.size * mesh.size == leaf.size for leaf in moments
     )
+    # What is small is on every device: else the second step would find it placed otherwise, and compile anew.
+    state_sharded &= all(len(leaf.devices()) == mesh.size for leaf in jax.tree.leaves(state))
     # One program for all steps: it refuses a state that came out sharded otherwise than it went in.
     compiled = update.lower(placed, state, placed).compile()
     moved = collectives(compiled.as_text())
