@@ -9,6 +9,7 @@ from lowrank_core.basis import Basis
 from lowrank_core.columns import carry_columns, column_scores, select_columns
 from lowrank_core.dct_adamw import dct_adamw_init, dct_adamw_step
 from lowrank_core.dct_adamw_config import DCTAdamWConfig, DCTAdamWState
+from lowrank_core.dct_adamw_projected import dct_adamw_project, dct_adamw_step_projected
 from lowrank_core.ops import StandardOps, ops_for, ops_for_namespace
 from lowrank_core.orthogonalization import orthogonalize
 from lowrank_core.projection import lift, project
@@ -34,7 +35,9 @@ __all__ = [
     "column_scores",
     "dct",
     "dct_adamw_init",
+    "dct_adamw_project",
     "dct_adamw_step",
+    "dct_adamw_step_projected",
     "dct_matrix",
     "dequantize",
     "get_basis",

@@ -16,6 +16,15 @@ def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
         raise ValueError(f"{name} must be one of {listed}, got {value!r}")
 
 
+def check_known(where: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise ``TypeError`` unless every option ``given`` to ``where`` is a ``known`` one."""
+    allowed = set(known)
+    for option in given:
+        if option not in allowed:
+            listed = ", ".join(sorted(allowed))
+            raise TypeError(f"options of {where} must be among {listed}; got {option!r}")
+
+
 def check_number(
     name: str,
     value: object,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lowrank_core._checks import check_axis, check_choice, check_integer, check_matrix
 from lowrank_core._typing import Array
+from lowrank_core.layout import on_axis
 from lowrank_core.ops import Ops, ops_for
 
 SCORES = ("l1", "l2")
@@ -122,7 +123,6 @@ def match_columns(previous: Array, current: Array, ops: Ops) -> tuple[Array, Arr
 
 def gather_matched(moments: Array, position: Array, stayed: Array, ops: Ops, *, axis: int) -> Array:
     """Return ``moments`` gathered at ``position``, zero where a column has not ``stayed``."""
-    mask = stayed[..., None, :] if axis == -1 else stayed[..., :, None]
     gathered = ops.take(moments, position, axis=axis)
     # A selection, not a product: what a column leaves behind may be infinite.
-    return ops.xp.where(mask, gathered, ops.xp.zeros_like(gathered))
+    return ops.xp.where(on_axis(stayed, axis), gathered, ops.xp.zeros_like(gathered))

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lowrank_core._checks import (
-    check_matrix,
-)
+from lowrank_core._checks import check_matrix
 from lowrank_core._typing import Array, Device, DType, Namespace, Scalar
 from lowrank_core.adam import adam_direction, decayed_weight, update_moments
 from lowrank_core.bases import get_basis
 from lowrank_core.dct_adamw_config import SEED_COUNT, DCTAdamWConfig, DCTAdamWState
-from lowrank_core.dct_adamw_projection import project_fixed, project_stored
+from lowrank_core.dct_adamw_projection import Projected, project_fixed, project_stored
 from lowrank_core.energy import mean_energy
-from lowrank_core.layout import Layout
+from lowrank_core.layout import Layout, on_axis
 from lowrank_core.ops import Ops, ops_for, ops_for_namespace
 from lowrank_core.random import make_key
 from lowrank_core.residuals import (
@@ -28,16 +26,8 @@ from lowrank_core.residuals import (
     without_chosen,
 )
 from lowrank_core.rounding import store
-from lowrank_core.state import (
-    check_state,
-    empty_state,
-    load_buffer,
-    store_buffer,
-)
-from lowrank_core.subspaces import (
-    across,
-    starting_vectors,
-)
+from lowrank_core.state import check_state, empty_state, load_buffer, store_buffer
+from lowrank_core.subspaces import starting_vectors
 from lowrank_core.update import LowRankUpdate, materialize
 
 
@@ -111,8 +101,8 @@ def dct_adamw_step(
     config
         The options the state was made with.
     refresh
-        Whether to choose columns anew at this step; ``None`` follows ``config.refresh_every``. A host boolean
-        where steps are not traced.
+        Whether to choose columns anew at this step; ``None`` follows :meth:`DCTAdamWConfig.refreshes`. A host
+        boolean where steps are not traced.
     ops
         Operations to use; those of the gradient's library by default.
 
@@ -137,7 +127,7 @@ def dct_adamw_step(
     if state.feedback is not None:
         full = full + load_buffer(state, "feedback", config.feedback_bits, shape, full.dtype, ops)
     if refresh is None:
-        refresh = (step == 1) | (step % config.refresh_every == 0)
+        refresh = config.refreshes(step)
 
     coefficients = None
     if config.transforms_every_step:
@@ -147,7 +137,19 @@ def dct_adamw_step(
         at = project_stored(full, state, step, refresh, config, layout, ops)
     else:
         at = project_fixed(full, coefficients, state, step, refresh, config, layout, ops)
+    update, kept = advance(at, state, step, config, layout, ops)
+    return _add_residual(update, kept, full, coefficients, at.low_rank, config, layout, ops)
 
+
+def advance(
+    at: Projected,
+    state: DCTAdamWState,
+    step: int | Array,
+    config: DCTAdamWConfig,
+    layout: Layout,
+    ops: Ops,
+) -> tuple[LowRankUpdate, DCTAdamWState]:
+    """Return Adam's step in the subspace."""
     ages = None if at.moments.ages is None else at.moments.ages + 1
     first, second = update_moments(at.low_rank, at.moments.first, at.moments.second, config.betas)
     weights = _weights(config, step, ages, first, layout.axis, ops)
@@ -162,7 +164,7 @@ def dct_adamw_step(
         ages=ages,
         energy=at.energy,
     )
-    return _add_residual(update, kept, full, coefficients, at.low_rank, config, layout, ops)
+    return update, kept
 
 
 def _add_residual(
@@ -222,5 +224,5 @@ def _weights(
         return decayed_weight(beta1, step, ops, like), decayed_weight(beta2, step, ops, like)
     if config.bias_correction == "column":
         first = decayed_weight(beta1, ages, ops, like)
-        return across(first, axis), across(decayed_weight(beta2, ages, ops, like), axis)
-    return 1.0, across(decayed_weight(beta2, ages + SEED_COUNT, ops, like), axis)
+        return on_axis(first, axis), on_axis(decayed_weight(beta2, ages, ops, like), axis)
+    return 1.0, on_axis(decayed_weight(beta2, ages + SEED_COUNT, ops, like), axis)

@@ -5,31 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from lowrank_core._checks import (
-    check_betas,
-    check_choice,
-    check_integer,
-    check_number,
-)
+from lowrank_core._checks import check_betas, check_choice, check_integer, check_number
 from lowrank_core._typing import Array, Scalar
 from lowrank_core.bases import get_basis
 from lowrank_core.columns import SCORES
 from lowrank_core.layout import SIDES, Layout, check_rank, layout_of
 from lowrank_core.ops import METHODS
 from lowrank_core.quantization import BITS
-from lowrank_core.residuals import (
-    DEFAULT_SCALE,
-    RESIDUALS,
-)
+from lowrank_core.residuals import DEFAULT_SCALE, RESIDUALS
 from lowrank_core.selection import SELECTIONS
-from lowrank_core.state import (
-    ArraySpec,
-    buffer_spec,
-    check_state_dtype,
-)
-from lowrank_core.subspaces import (
-    STORED_BASES,
-)
+from lowrank_core.state import ArraySpec, buffer_spec, check_state_dtype
+from lowrank_core.subspaces import STORED_BASES
 
 BIAS_CORRECTIONS = ("step", "column", "gentle")
 
@@ -152,7 +138,11 @@ class DCTAdamWConfig:
         if self.stored:
             wanted = {
                 "residual": "anything but 'normalized'" if self.residual == "normalized" else "",
+                "score": "'l2'" if self.score != "l2" else "",
                 "selection": "'top'" if self.selection != "top" else "",
+                "hysteresis": "0"
+                if isinstance(self.hysteresis, (int, float)) and self.hysteresis
+                else "",
                 "score_decay": "None" if self.score_decay is not None else "",
                 "bias_correction": "'step'" if self.bias_correction != "step" else "",
             }
@@ -186,6 +176,32 @@ class DCTAdamWConfig:
     def energy_decay(self) -> Scalar:
         """The decay rate of the running energy."""
         return self.betas[1] if self.score_decay is None else self.score_decay
+
+    def refreshes(self, step: Any) -> Any:
+        """Return whether ``step`` (from 1) chooses columns anew: a host boolean where that can be known."""
+        # Where every step does, that is known before the count is: no branch is compiled for the others.
+        return self.refresh_every == 1 or (step == 1) | (step % self.refresh_every == 0)
+
+    @property
+    def projects(self) -> bool:
+        """Whether a step that keeps its columns needs the coefficients on these alone (see `dct_adamw_project`)."""
+        return self.residual == "discard" and self.refresh_every > 1
+
+    def check_projected(self, step: Any) -> None:
+        """Raise ``ValueError`` unless ``step`` can be done on coefficients on the current columns alone.
+
+        Of a traced count, whether it refreshes, and so this part of the rule, is the caller's to know.
+        """
+        if not self.projects:
+            raise ValueError(
+                "steps on projected gradients need residual='discard' and refresh_every > 1, got "
+                f"residual={self.residual!r} and refresh_every={self.refresh_every}"
+            )
+        if isinstance(step, int) and self.refreshes(step):
+            raise ValueError(
+                f"a step that chooses columns needs the whole gradient, and step {step} does with "
+                f"refresh_every={self.refresh_every}"
+            )
 
     def energy_count(self, step: Any) -> Any:
         """Return how many gradients the running energy has seen after ``step`` steps, a number or an array."""

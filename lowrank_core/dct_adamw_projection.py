@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from lowrank_core._typing import Array
+from lowrank_core._typing import Array, DType
 from lowrank_core.adam import decayed_weight
 from lowrank_core.bases import get_basis
 from lowrank_core.columns import score_sums
@@ -32,6 +32,12 @@ class Projected(NamedTuple):
     low_rank: Array
 
 
+def moments_before(state: DCTAdamWState, dtype: DType, ops: Ops) -> Moments:
+    """Return the moments of a state in the dtype to compute in."""
+    first, second = (ops.astype(m, dtype) for m in (state.first_moment, state.second_moment))
+    return Moments(first, second, state.ages)
+
+
 def project_fixed(
     full: Array,
     coefficients: Array | None,
@@ -45,11 +51,7 @@ def project_fixed(
     """Return the gradient on columns of a fixed basis, chosen anew if ``refresh``."""
     basis, axis, current = get_basis(config.basis), layout.axis, state.indices
     assert current is not None  # noqa: S101 - check_state has seen to it; this tells the type checker
-    before = Moments(
-        ops.astype(state.first_moment, full.dtype),
-        ops.astype(state.second_moment, full.dtype),
-        state.ages,
-    )
+    before = moments_before(state, full.dtype, ops)
     energy = state.energy
     if coefficients is not None and energy is not None:
         energy = _gather_energy(energy, coefficients, config, layout, ops)
@@ -108,11 +110,7 @@ def project_stored(
     axis, current = layout.axis, state.vectors
     assert current is not None  # noqa: S101 - check_state has seen to it; this tells the type checker
     previous = ops.astype(current, full.dtype)
-    before = Moments(
-        ops.astype(state.first_moment, full.dtype),
-        ops.astype(state.second_moment, full.dtype),
-        None,
-    )
+    before = moments_before(state, full.dtype, ops)
 
     def choose() -> Projected:
         if config.basis == "svd":

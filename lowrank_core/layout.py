@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
+from typing import Any, NamedTuple, TypeVar
 
 from lowrank_core._checks import check_choice
+from lowrank_core._typing import Scalar
 
 SIDES = ("auto", "left", "right")
+
+Config = TypeVar("Config", bound=Any)
 
 
 class Layout(NamedTuple):
@@ -111,3 +115,25 @@ def layout_of(shape: tuple[int, ...], *, rank: int | float, side: str = "auto") 
             f"with side={side!r}, got {rank!r}"
         )
     return Layout(axis, size, count, across, shape[:-2])
+
+
+def is_low_rank(shape: tuple[int, ...], *, rank: int | float, side: str) -> bool:
+    """Return whether fewer basis vectors are kept of matrices of ``shape`` than there are."""
+    size = shape[resolve_axis(shape, side)]
+    return resolve_rank(rank, size) < size
+
+
+def with_fitting_rank(config: Config, shape: tuple[int, ...]) -> Config:
+    """Return ``config`` with a rank of at most the transformed size of matrices of ``shape``."""
+    size = shape[resolve_axis(shape, config.side)]
+    if resolve_rank(config.rank, size) <= size:
+        return config
+    fitting: Config = dataclasses.replace(config, rank=size)
+    return fitting
+
+
+def on_axis(per_vector: Scalar, axis: int) -> Any:
+    """Return one number for each basis vector, ``(..., r)``, so that it broadcasts over matrices; a scalar as it is."""
+    if isinstance(per_vector, (int, float)) or per_vector.ndim == 0:
+        return per_vector
+    return per_vector[..., None, :] if axis == -1 else per_vector[..., :, None]

@@ -17,6 +17,7 @@ from array_api_compat import device as device_of
 
 from lowrank_core._typing import A, Array, Device, DType, Namespace, Scalar
 from lowrank_core.constants import Constants
+from lowrank_core.layout import on_axis
 from lowrank_core.makhoul import dct_by_fft, fft_phases, idct_by_fft
 
 ENTRY_POINT_GROUP = "lowrank_core.ops"
@@ -158,8 +159,8 @@ class StandardOps(Generic[A]):
     def replace(self, x: A, values: A, indices: A, *, axis: int) -> A:
         """Return ``x`` with its rows or columns ``indices`` replaced by ``values``."""
         _, found = self.find(indices, x.shape[axis])
-        mask = found[..., None, :] if axis == -1 else found[..., :, None]
-        replaced: A = self.xp.where(mask, self.put(values, indices, x.shape[axis], axis=axis), x)
+        put = self.put(values, indices, x.shape[axis], axis=axis)
+        replaced: A = self.xp.where(on_axis(found, axis), put, x)
         return replaced
 
     def find(self, indices: A, size: int) -> tuple[A, A]:
@@ -173,10 +174,9 @@ class StandardOps(Generic[A]):
 
     def spread(self, index: A, x: A, *, axis: int) -> A:
         """Return ``index`` ``(..., r)`` repeated across the other dimension of the matrices ``x``."""
-        lifted = index[..., None, :] if axis == -1 else index[..., :, None]
         shape = list(x.shape)
         shape[axis] = index.shape[-1]
-        spread: A = self.xp.broadcast_to(lifted, tuple(shape))
+        spread: A = self.xp.broadcast_to(on_axis(index, axis), tuple(shape))
         return spread
 
     # -- control -------------------------------------------------------------------------------
@@ -218,11 +218,6 @@ def _find_ops(xp: Namespace) -> Ops:
         adapter: Ops = entry.load()(xp)
         return adapter
     return StandardOps(xp)
-
-
-def namespace_of(*arrays: Array) -> Namespace:
-    """Return the array-API namespace of ``arrays``."""
-    return array_namespace(*arrays)
 
 
 def ops_for(array: Array) -> Ops:

@@ -14,8 +14,8 @@
 from __future__ import annotations
 
 from lowrank_core._typing import Array, Scalar
+from lowrank_core.layout import on_axis
 from lowrank_core.ops import Ops
-from lowrank_core.subspaces import across
 
 RESIDUALS = ("discard", "error_feedback", "sign", "scaled", "normalized")
 
@@ -29,7 +29,7 @@ GROWTH_LIMIT = 1.01
 def without_chosen(coefficients: Array, indices: Array, ops: Ops, *, axis: int) -> Array:
     """Return the coefficients with those of the chosen columns set to zero."""
     _, found = ops.find(indices, coefficients.shape[axis])
-    mask = across(found, axis)
+    mask = on_axis(found, axis)
     return ops.xp.where(mask, ops.xp.zeros_like(coefficients), coefficients)
 
 
@@ -58,4 +58,4 @@ def normalize_columns(
 ) -> Array:
     """Return ``scale * S_j / (sqrt(c_j) + eps)`` for every column ``j`` with mean square ``c_j``."""
     factors = scale / (ops.xp.sqrt(mean_square) + eps)
-    return coefficients * across(factors, axis)
+    return coefficients * on_axis(factors, axis)

@@ -6,6 +6,8 @@ itself again, and never decays. Rounding up or down at random, with odds by dist
 
 from __future__ import annotations
 
+import math
+
 from lowrank_core._typing import Array, DType
 from lowrank_core.ops import Ops
 from lowrank_core.random import fold, uniform
@@ -42,7 +44,7 @@ def round_stochastically(x: Array, dtype: DType, key: Array, ops: Ops) -> Array:
     unit = xp.maximum(unit, xp.full_like(unit, 2.0**-120))
     scaled = x / unit
     below = xp.floor(scaled)
-    draws = xp.reshape(uniform(key, _count(x), ops, x), x.shape)
+    draws = xp.reshape(uniform(key, math.prod(x.shape), ops, x), x.shape)
     up = ops.astype(draws < scaled - below, x.dtype)
     rounded = (below + up) * unit
     return ops.astype(xp.where(xp.isfinite(unit), rounded, x), dtype)
@@ -54,10 +56,3 @@ def store(x: Array, dtype: DType, step: int | Array, salt: int, ops: Ops) -> Arr
         return ops.astype(x, dtype)
     key = ops.xp.full((1,), salt, dtype=ops.xp.int32, device=ops.device_of(x))
     return round_stochastically(ops.astype(x, ops.xp.float32), dtype, fold(key, step), ops)
-
-
-def _count(x: Array) -> int:
-    count = 1
-    for length in x.shape:
-        count *= length
-    return count

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from lowrank_core._typing import Array, Scalar
 from lowrank_core.adam import decayed_weight
 from lowrank_core.columns import gather_matched, match_columns
+from lowrank_core.layout import on_axis
 from lowrank_core.ops import Ops
 from lowrank_core.random import make_key, normal
 
@@ -52,7 +53,7 @@ def carry_moments(
         ages = ops.xp.where(stayed, carried, ops.xp.zeros_like(carried))
         if newcomers is not None:
             start = ops.xp.where(ages > 0, ops.xp.zeros_like(newcomers), newcomers)
-            second = second + across(start, axis)
+            second = second + on_axis(start, axis)
     return Moments(first, second, ages)
 
 
@@ -122,10 +123,3 @@ def rotate_moments(
     rotated = ops.apply_matrix(first, rotation, axis=axis)
     second = xp.abs(variance + rotated * rotated) * weights[1]
     return Moments(rotated * weights[0], second, None)
-
-
-def across(per_column: Scalar, axis: int) -> Scalar:
-    """Return one number for each column ``(..., r)`` so that it broadcasts over matrices; a scalar as it is."""
-    if isinstance(per_column, (int, float)) or per_column.ndim == 0:
-        return per_column
-    return per_column[..., None, :] if axis == -1 else per_column[..., :, None]

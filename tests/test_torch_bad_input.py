@@ -53,7 +53,7 @@ RANK = "rank must be a positive integer or a fraction in"
         ({"bias_correction": "no"}, ValueError, "bias_correction must be one of .*got 'no'"),
         ({"state_dtype": "int8"}, ValueError, "state_dtype must be one of .*got 'int8'"),
         ({"state_dtype": torch.float32}, ValueError, "state_dtype must be one of .*torch.float32"),
-        ({"foreach": True}, TypeError, "options of DCTAdamW must be among .*; got 'foreach'"),
+        ({"fused": True}, TypeError, "options of DCTAdamW must be among .*; got 'fused'"),
         ({"momentum": 0.9}, TypeError, "options of DCTAdamW must be among .*; got 'momentum'"),
     ],
     ids=lambda value: f"{value}".replace("\n", "")[:40] if isinstance(value, dict) else "",

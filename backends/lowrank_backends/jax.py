@@ -11,6 +11,7 @@ from jax import Array, experimental
 
 from lowrank_backends._jax_rows import dct_rows, idct_rows
 from lowrank_core import LowRankUpdate, StandardOps
+from lowrank_core.layout import on_axis
 
 T = TypeVar("T")
 
@@ -62,8 +63,7 @@ class JaxOps(StandardOps[Array]):
         """Return rows or columns of matrices, each whole: an index for every number would be as large as they are."""
         if indices.ndim == 1:
             return super().take(x, indices, axis=axis)
-        index = indices[..., None, :] if axis == -1 else indices[..., :, None]
-        return jnp.take_along_axis(x, index, axis=axis)
+        return jnp.take_along_axis(x, on_axis(indices, axis), axis=axis)
 
     def constant(self, key: Hashable, build: Callable[[], Array]) -> Array:
         """Return the shared constant, made of concrete numbers even inside a trace."""

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from lowrank_core.names import HEADS
+
 
 class MatrixAxes(NamedTuple):
     """The axes of a parameter that are the outputs and the inputs of a linear map, every other axis stacking matrices.
@@ -43,17 +45,6 @@ _BOXED = ("value", "raw_value")
 # Names of leaves that a scan over layers makes two-dimensional, and of tables.
 _NO_KERNELS = {"bias", "b", "scale", "offset", "embedding"}
 _TABLES = {"wte", "wpe", "vocab"}
-# Names of the module that owns a head, told as `lowrank_torch` tells it.
-_HEADS = {
-    "lm_head",
-    "head",
-    "output",
-    "output_layer",
-    "classifier",
-    "logits",
-    "unembed",
-    "unembedding",
-}
 
 
 def axes_by_name(path: str, leaf: Any) -> MatrixAxes | None:
@@ -74,7 +65,7 @@ def axes_by_name(path: str, leaf: Any) -> MatrixAxes | None:
     names = path.lower().split("/")
     if len(leaf.shape) != 2 or names[-1] in _NO_KERNELS or _TABLES & set(names):
         return None
-    if any("embed" in name for name in names) or names[-2:-1] in [[head] for head in _HEADS]:
+    if any("embed" in name for name in names) or HEADS & set(names[-2:-1]):
         return None
     return MatrixAxes(0, 1) if names[-1] == "weight" else MatrixAxes(outputs=1, inputs=0)
 

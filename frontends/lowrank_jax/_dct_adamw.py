@@ -5,16 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import optax
 
-from lowrank_core import (
-    DCTAdamWConfig,
-    DCTAdamWState,
-    LowRankUpdate,
-    dct_adamw_init,
-    dct_adamw_step,
-)
+from lowrank_core import DCTAdamWConfig, DCTAdamWState, dct_adamw_init, dct_adamw_step
 from lowrank_core._typing import Scalar
 from lowrank_jax._axes import AxesRule, axes_by_name
 from lowrank_jax._options import config_of, shows_options
@@ -67,7 +60,9 @@ def scale_by_dct_adam(
     """
     named = {"rank": rank, "betas": (b1, b2), "eps": eps}
     config = config_of("scale_by_dct_adam", DCTAdamWConfig, named, options)
-    rule = Rule(config, DCTAdamWState, dct_adamw_init, _step, needs_low_rank=True, draws=True)
+    rule = Rule(
+        config, DCTAdamWState, dct_adamw_init, dct_adamw_step, needs_low_rank=True, draws=True
+    )
     return scale_by_rule(rule, optax.scale_by_adam(b1, b2, eps), matrix_axes)
 
 
@@ -121,11 +116,3 @@ def dct_adamw(
             optax.scale_by_learning_rate(learning_rate),
         )
     )
-
-
-def _step(
-    gradient: jax.Array, state: DCTAdamWState, config: DCTAdamWConfig
-) -> tuple[LowRankUpdate, DCTAdamWState]:
-    # Where every step chooses columns, that is known before the step count is: no branch is compiled for the others.
-    refresh = True if config.refresh_every == 1 else None
-    return dct_adamw_step(gradient, state, config, refresh=refresh)

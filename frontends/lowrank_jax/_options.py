@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import jax
 
+from lowrank_core._checks import check_known
+
 F = TypeVar("F", bound=Callable[..., Any])
 Config = TypeVar("Config", bound=Any)
 
@@ -73,11 +75,7 @@ def config_of(
         If an option is unknown or has a bad value.
     """
     known = {field.name for field in dataclasses.fields(config_type)} - _RENAMED - set(named)
-    for option in options:
-        if option not in known:
-            raise TypeError(
-                f"options of {where} must be among {', '.join(sorted(known))}; got {option!r}"
-            )
+    check_known(where, options, known)
     return config_type(**named, **options)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from lowrank_core import LowRankUpdate, materialize
-from lowrank_core.layout import resolve_axis, resolve_rank
+from lowrank_core.layout import is_low_rank, with_fitting_rank
 from lowrank_jax._axes import AxesRule, ResolvedAxes, axes_of_leaves
 from lowrank_jax._options import with_numbers_in
 from lowrank_jax._placing import placed, replicated_like
@@ -115,12 +114,9 @@ def _matrices(tree: Any, rule: Rule, matrix_axes: AxesRule) -> list[_Matrix | No
         matrix = None
         if axes is not None:
             shape = axes.matrix_shape(leaf.shape)
-            size = shape[resolve_axis(shape, rule.config.side)]
-            rank = resolve_rank(rule.config.rank, size)
-            if rank < size or not rule.needs_low_rank:
-                config = rule.config
-                if rank > size:
-                    config = dataclasses.replace(config, rank=size)
+            low_rank = is_low_rank(shape, rank=rule.config.rank, side=rule.config.side)
+            if low_rank or not rule.needs_low_rank:
+                config = with_fitting_rank(rule.config, shape)
                 try:
                     config.layout(shape)
                 except ValueError as error:

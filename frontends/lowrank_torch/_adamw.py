@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,25 +11,16 @@ from torch.optim.adamw import adamw
 
 from lowrank_core.ops import Ops
 from lowrank_torch._apply import Dither, write
+from lowrank_torch._plan import Member
 
 _WIDE = (torch.float32, torch.float64)
 
 
-def adamw_step(
-    parameters: list[Tensor],
-    states: list[dict[str, Any]],
-    group: Mapping[str, Any],
-    streams: list[int],
-    ops: Ops,
-) -> None:
-    """Do one AdamW step on every parameter of a group, making its state first where there is none.
-
-    ``streams`` number the parameters for the random rounding of their writes, where the group asks for it.
-    """
-    wide: list[int] = []
-    for index, (parameter, state, stream) in enumerate(
-        zip(parameters, states, streams, strict=True)
-    ):
+def adamw_step(members: Sequence[Member], group: Mapping[str, Any], ops: Ops) -> None:
+    """Do one AdamW step on every parameter of a group, making its state first where there is none."""
+    wide: list[Member] = []
+    for member in members:
+        parameter, state, stream = member
         if not state:
             dtype = parameter.dtype if parameter.dtype in _WIDE else torch.float32
             # A number that the host reads: on the CPU whatever the default device, and by `tensor`, which
@@ -38,7 +29,7 @@ def adamw_step(
             state["exp_avg"] = torch.zeros_like(parameter, dtype=dtype)
             state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=dtype)
         if parameter.dtype in _WIDE:
-            wide.append(index)
+            wide.append(member)
         else:
             # Arithmetic in float32, one parameter's copy at a time; the write rounds once.
             copy = parameter.float()
@@ -46,9 +37,9 @@ def adamw_step(
             dither = Dither(stream, int(state["step"])) if group["stochastic_rounding"] else None
             write(parameter, copy, dither, ops)
     if wide:
-        chosen = [parameters[index] for index in wide]
+        chosen = [member.parameter for member in wide]
         gradients = [_gradient(parameter) for parameter in chosen]
-        _run(chosen, gradients, [states[index] for index in wide], group)
+        _run(chosen, gradients, [member.state for member in wide], group)
 
 
 def _gradient(parameter: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -44,16 +45,43 @@ def apply_update(
         length = min(width, matrices.shape[dim] - start)
         target = matrices.narrow(dim, start, length)
         delta: Any = materialize(slice_across(update, slice(start, start + length)), ops=ops)
-        exact = target if target.dtype == delta.dtype else target.to(delta.dtype)
-        if decay:
-            exact.mul_(1 - rate * decay)
-        if isinstance(rate, Tensor):
-            exact.sub_(delta.mul_(rate))
-        else:
-            exact.sub_(delta, alpha=rate)
-        if exact is not target:
-            place = None if dither is None else dither._replace(place=dither.place + start)
-            write(target, exact, place, ops)
+        place = None if dither is None else dither._replace(place=dither.place + start)
+        _move(target, delta, rate, decay, place, ops)
+
+
+def apply_stacked(
+    targets: Sequence[Tensor],
+    update: LowRankUpdate,
+    *,
+    rate: float | Tensor,
+    decay: float,
+    dithers: Sequence[Dither | None],
+    ops: Ops,
+) -> None:
+    """Do what `apply_update` does for each of ``targets`` with its part of the ``update`` of their stack."""
+    deltas: Any = materialize(update, ops=ops)
+    for target, delta, dither in zip(targets, deltas.unbind(), dithers, strict=True):
+        _move(target, delta, rate, decay, dither, ops)
+
+
+def _move(
+    target: Tensor,
+    delta: Tensor,
+    rate: float | Tensor,
+    decay: float,
+    dither: Dither | None,
+    ops: Ops,
+) -> None:
+    """Do ``target <- (1 - rate * decay) * target - rate * delta`` in place; ``delta`` may be changed too."""
+    exact = target if target.dtype == delta.dtype else target.to(delta.dtype)
+    if decay:
+        exact.mul_(1 - rate * decay)
+    if isinstance(rate, Tensor):
+        exact.sub_(delta.mul_(rate))
+    else:
+        exact.sub_(delta, alpha=rate)
+    if exact is not target:
+        write(target, exact, dither, ops)
 
 
 def write(target: Tensor, exact: Tensor, dither: Dither | None, ops: Ops) -> None:

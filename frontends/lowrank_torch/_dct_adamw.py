@@ -16,6 +16,21 @@ from lowrank_core import (
 )
 from lowrank_core.ops import Ops
 from lowrank_torch._optimizer import LowRankOptimizer
+from lowrank_torch._stacks import Rule
+
+
+def _step(
+    gradient: Tensor, state: DCTAdamWState, config: DCTAdamWConfig, /, *, ops: Ops
+) -> tuple[LowRankUpdate, DCTAdamWState]:
+    if not torch.compiler.is_compiling():
+        return dct_adamw_step(gradient, state, config, ops=ops)
+    # The compiler would take a host number that goes through `math` for a constant, and compile every step
+    # anew. A tensor it follows; whether to refresh is the one thing that two graphs are for.
+    step = int(state.step) + 1
+    refresh = step == 1 or step % config.refresh_every == 0
+    counted = state._replace(step=torch.tensor(step - 1, device=gradient.device))
+    update, after = dct_adamw_step(gradient, counted, config, refresh=refresh, ops=ops)
+    return update, after._replace(step=step)
 
 
 class DCTAdamW(LowRankOptimizer):
@@ -50,6 +65,8 @@ class DCTAdamW(LowRankOptimizer):
         - ``batch_dims``, ``split_sizes``, ``num_heads``: which matrices a parameter consists of. The rows of a fused
           projection are cut into parts of ``split_sizes``, those of each part into ``num_heads`` (one number, or one
           for each part) matrices of equal height, each with columns of its own;
+        - ``foreach``: step small matrices of the same shape together, stacked, ``True`` by default. A choice of speed
+          alone, up to rounding;
         - ``stochastic_rounding``: write parameters narrower than float32 rounded at random, with odds by distance,
           so that small updates and weight decay are not lost.
 
@@ -67,9 +84,7 @@ class DCTAdamW(LowRankOptimizer):
 
     algorithm = "dct_adamw"
     _config_type = DCTAdamWConfig
-    _state_type = DCTAdamWState
-    _draws = True
-    _init = staticmethod(dct_adamw_init)
+    _rule = Rule(DCTAdamWState, dct_adamw_init, _step, draws=True)
 
     def __init__(
         self,
@@ -84,17 +99,3 @@ class DCTAdamW(LowRankOptimizer):
     ) -> None:
         own = {"lr": lr, "weight_decay": weight_decay}
         super().__init__(params, {"rank": rank, "betas": betas, "eps": eps, **options}, own)
-
-    @staticmethod
-    def _step(
-        gradient: Tensor, state: DCTAdamWState, config: DCTAdamWConfig, /, *, ops: Ops
-    ) -> tuple[LowRankUpdate, DCTAdamWState]:
-        if not torch.compiler.is_compiling():
-            return dct_adamw_step(gradient, state, config, ops=ops)
-        # The compiler would take a host number that goes through `math` for a constant, and compile every step
-        # anew. A tensor it follows; whether to refresh is the one thing that two graphs are for.
-        step = int(state.step) + 1
-        refresh = step == 1 or step % config.refresh_every == 0
-        counted = state._replace(step=torch.tensor(step - 1, device=gradient.device))
-        update, after = dct_adamw_step(gradient, counted, config, refresh=refresh, ops=ops)
-        return update, after._replace(step=step)

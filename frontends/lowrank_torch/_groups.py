@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_core._checks import check_choice
+from lowrank_core.names import HEADS
 
 ROLES = ("matrix", "table", "vector")
 
-# A head is told by the name of its module where its size does not give it away.
-_HEAD_NAMES = {"lm_head", "head", "output", "output_layer", "classifier", "unembed", "unembedding"}
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _CONVOLUTIONS = (
     nn.Conv1d,
@@ -185,7 +184,7 @@ def _role(
         return "table", "shares memory with an embedding"
     for name, module in owners:
         if isinstance(module, nn.Linear):
-            if name.rpartition(".")[2] in _HEAD_NAMES:
+            if name.rpartition(".")[2] in HEADS:
                 return "table", f"output head by name ({name})"
             if module is last:
                 return (

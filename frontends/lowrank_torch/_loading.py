@@ -14,8 +14,9 @@ class Fits(Protocol):
     param_groups: list[dict[str, Any]]
     defaults: dict[str, Any]
 
+    @property
     def structural_options(self) -> Iterable[str]:
-        """Return the options that a state is made for."""
+        """The options that a state is made for."""
 
     def check_options(self, group: Mapping[str, Any]) -> Any:
         """Return the configuration of a group, every option checked."""
@@ -45,7 +46,7 @@ def check_loadable(optimizer: Fits, state_dict: Mapping[str, Any]) -> None:
                 raise ValueError(
                     f"state_dict must have every option of group {place}, got none for {option!r}"
                 )
-        for option in optimizer.structural_options():
+        for option in optimizer.structural_options:
             if saved.get(option) != group[option]:
                 raise ValueError(
                     f"state_dict must have been made with {option}={group[option]!r} in group {place}, "

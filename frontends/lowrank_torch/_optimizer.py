@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lowrank_core import LowRankUpdate, ops_for_namespace, state_bytes
-from lowrank_core._checks import check_choice, check_number
+from lowrank_core import ops_for_namespace, state_bytes
+from lowrank_core._checks import check_choice, check_known, check_number
 from lowrank_core.constants import Constants
-from lowrank_core.layout import resolve_axis, resolve_rank
-from lowrank_core.ops import Ops
+from lowrank_core.layout import with_fitting_rank
 from lowrank_torch._adamw import adamw_step
-from lowrank_torch._apply import Dither, apply_update
 from lowrank_torch._loading import check_loadable, check_shapes, parameter_name
-from lowrank_torch._matrices import (
-    SHAPE_OPTIONS,
-    as_matrices,
-    check_shape_options,
-    matrix_shapes,
-    matrix_views,
-)
+from lowrank_torch._matrices import SHAPE_OPTIONS, check_shape_options
+from lowrank_torch._plan import Member, Plan, plan_for
+from lowrank_torch._stacks import Rule, make_state, stacks_of, step_stack
 from lowrank_torch._treatment import Treatment
 
 #: Keys of a group that are no options: what PyTorch and its schedulers keep there.
@@ -41,33 +35,38 @@ class LowRankOptimizer(Optimizer):
 
     algorithm: ClassVar[str]
     _config_type: ClassVar[type[Any]]
-    _state_type: ClassVar[type[Any]]
-    _init: ClassVar[Callable[..., Any]]
-    #: Whether the rule draws random numbers, and so wants to know which parameter it is at.
-    _draws: ClassVar[bool] = False
-    _step: ClassVar[Callable[..., tuple[LowRankUpdate, Any]]]
+    _rule: ClassVar[Rule]
+    #: Whether the rule also takes matrices with no more basis vectors than its rank.
+    _whole_ranks: ClassVar[bool] = False
 
     def __init__(self, params: Any, options: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         """Check ``options`` (fields of the configuration) and ``own`` (of the frontend), and add the groups."""
         fields = {field.name: field for field in dataclasses.fields(self._config_type)}
         defaults = {name: field.default for name, field in fields.items()}
         defaults |= {"algorithm": self.algorithm, **SHAPE_OPTIONS}
-        defaults |= {"maximize": False, "stochastic_rounding": False, **own}
-        _check_known(options, defaults, type(self).__name__)
-        self._ops = _operations()
+        defaults |= dict.fromkeys(("maximize", "stochastic_rounding"), False)
+        defaults |= {"foreach": True, **own}
+        check_known(type(self).__name__, options, defaults)
+        self._forget()
         super().__init__(params, defaults | dict(options))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copied or unpickled optimizer; what it computes with is made anew."""
         super().__setstate__(state)
-        self._ops = _operations()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop what is made from groups and state, to be made anew when it is needed."""
+        # Constants of its own, so that they are freed with the optimizer.
+        self._ops = ops_for_namespace(torch).holding(Constants())
+        self._plans: dict[Tensor, tuple[Any, Plan]] = {}
 
     # -- groups --------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group after checking every option of it, and that its parameters can be stepped with them."""
         if isinstance(param_group, dict):
-            _check_known(param_group, self.defaults, "a parameter group", extra=_BOOKKEEPING)
+            check_known("a parameter group", param_group.keys() - _BOOKKEEPING, self.defaults)
             self.check_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
         try:
@@ -80,15 +79,16 @@ class LowRankOptimizer(Optimizer):
         """Raise unless every parameter of a group can be stepped as its options say."""
         config = self.check_options(group)
         for index, parameter in enumerate(group["params"]):
-            if self._treat(parameter, group, config)[0]:
+            plan = self._plan(parameter, group, config)
+            if plan.full:
                 continue
             if _is_sharded(parameter):
                 raise NotImplementedError(
                     f"low-rank steps need parameters that are whole, got a DTensor for "
                     f'{parameter_name(group, place, index)}; algorithm="adamw" in its group gives it full AdamW'
                 )
-            for shape in matrix_shapes(parameter.shape, group):
-                self._fitted(config, shape).layout(shape)
+            for shape in plan.blocks:
+                with_fitting_rank(config, shape).layout(shape)
 
     def check_options(self, group: Mapping[str, Any]) -> Any:
         """Return the core's configuration of a group, every option checked."""
@@ -97,33 +97,39 @@ class LowRankOptimizer(Optimizer):
         _check_rate(group["lr"])
         check_number("weight_decay", group["weight_decay"], low=0)
         check_choice("stochastic_rounding", group["stochastic_rounding"], (False, True))
+        check_choice("foreach", group["foreach"], (False, True))
         check_shape_options(group)
         names = (field.name for field in dataclasses.fields(self._config_type))
         return self._config_type(**{name: group[name] for name in names})
 
-    def _reason_for_adamw(self, shape: tuple[int, ...], config: Any) -> str:
-        """Return why matrices of ``shape`` in a low-rank group get AdamW, or nothing where they do not."""
-        size = shape[resolve_axis(shape, config.side)]
-        rank = resolve_rank(config.rank, size)
-        return f"rank {rank} is not below the transformed size {size}" if rank >= size else ""
+    def _plan(self, parameter: Tensor, group: Mapping[str, Any], config: Any) -> Plan:
+        """Return how a parameter is stepped, the state it has being checked when that changes.
 
-    def _fitted(self, config: Any, shape: tuple[int, ...]) -> Any:
-        """Return the configuration for matrices of ``shape``, whose rank is at most the transformed size."""
-        size = shape[resolve_axis(shape, config.side)]
-        if resolve_rank(config.rank, size) <= size:
-            return config
-        return dataclasses.replace(config, rank=size)
+        Raises
+        ------
+        ValueError
+            If the parameter's state does not fit.
+        """
+        structure = tuple(group[option] for option in self.structural_options)
+        known = self._plans.get(parameter)
+        if known is not None and known[0] == structure:
+            return known[1]
+        plan = plan_for(parameter.shape, group, config, whole_ranks=self._whole_ranks)
+        state = self.state.get(parameter)
+        if state:
+            wanted = plan.state_shapes(parameter.shape, config)
+            check_shapes("the optimizer's state", state, wanted, self._name_of(parameter))
+            self._plans[parameter] = structure, plan
+        return plan
 
-    def _treat(self, parameter: Tensor, group: Mapping[str, Any], config: Any) -> tuple[bool, str]:
-        """Return whether a parameter gets AdamW, and why where its group says otherwise."""
-        if group["algorithm"] == "adamw":
-            return True, ""
-        single = parameter.ndim - group["batch_dims"]
-        if single < 2:
-            return True, f"{max(0, single)}-dimensional, not a matrix"
-        shapes = matrix_shapes(parameter.shape, group)
-        reasons = [self._reason_for_adamw(shape, config) for shape in shapes]
-        return all(reasons), reasons[0]
+    def _name_of(self, parameter: Tensor) -> str:
+        """Return a parameter's name, or its place."""
+        return next(
+            parameter_name(group, place, index)
+            for place, group in enumerate(self.param_groups)
+            for index, other in enumerate(group["params"])
+            if other is parameter
+        )
 
     def summary(self) -> list[Treatment]:
         """Return how every parameter is stepped, in the order of the groups."""
@@ -135,15 +141,14 @@ class LowRankOptimizer(Optimizer):
 
     def _treatment(self, parameter: Tensor, group: Mapping[str, Any], name: str) -> Treatment:
         config, shape = self.check_options(group), tuple(parameter.shape)
-        full, reason = self._treat(parameter, group, config)
+        plan = self._plan(parameter, group, config)
         dtype = "float64" if parameter.dtype == torch.float64 else "float32"
-        if full:
+        if plan.full:
             size = 2 * parameter.numel() * (8 if dtype == "float64" else 4)
-            return Treatment(name, shape, "adamw", None, None, size, reason)
-        shapes = matrix_shapes(shape, group)
-        fitted = [self._fitted(config, block) for block in shapes]
-        size = sum(map(partial(state_bytes, dtype=dtype), shapes, fitted))
-        layout = fitted[0].layout(shapes[0])
+            return Treatment(name, shape, "adamw", None, None, size, plan.reason)
+        fitted = [with_fitting_rank(config, block) for block in plan.blocks]
+        size = sum(map(partial(state_bytes, dtype=dtype), plan.blocks, fitted))
+        layout = fitted[0].layout(plan.blocks[0])
         return Treatment(name, shape, self.algorithm, layout.rank, layout.axis, size, "")
 
     # -- stepping ------------------------------------------------------------------------------
@@ -173,89 +178,54 @@ class LowRankOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         configs = [self.check_options(group) for group in self.param_groups]
-        for place, group in enumerate(self.param_groups):
-            for index, parameter in enumerate(group["params"]):
-                if parameter.grad is None:
-                    continue
-                name = parameter_name(group, place, index)
-                _check_gradient(parameter.grad, name)
-                state = self.state.get(parameter)
-                if state:
-                    wanted = self.state_shapes(parameter, group)
-                    check_shapes("the optimizer's state", state, wanted, name)
+        work = []
         first = 0
         for group, config in zip(self.param_groups, configs, strict=True):
-            self._step_group(group, config, first)
+            work.append(self._members(group, config, first))
             first += len(group["params"])
+        for group, config, (matrices, rest) in zip(self.param_groups, configs, work, strict=True):
+            ready = self._with_state(matrices, group, config)
+            for plan, stack in stacks_of(ready, group, config):
+                step_stack(stack, plan, self._rule, config, group, self._ops)
+            if rest:
+                adamw_step(
+                    [m._replace(state=self.state[m.parameter]) for m in rest], group, self._ops
+                )
         return loss
 
-    def _step_group(self, group: dict[str, Any], config: Any, first: int) -> None:
-        """Step the parameters of a group, the ``first`` of which has that number among all of them."""
-        rest, streams = [], []
+    def _with_state(
+        self, matrices: list[tuple[Member, Plan]], group: Mapping[str, Any], config: Any
+    ) -> list[tuple[Member, Plan]]:
+        """Make the state of those that have none yet; return all but those whose step is to have state alone."""
+        ready = []
+        for member, plan in matrices:
+            if not member.state:
+                member = member._replace(state=self.state[member.parameter])
+                make_state(member, plan, self._rule, config)
+                if _is_no_step(member.parameter.grad, group["lr"]):
+                    continue
+            ready.append((member, plan))
+        return ready
+
+    def _members(
+        self, group: dict[str, Any], config: Any, first: int
+    ) -> tuple[list[tuple[Member, Plan]], list[Member]]:
+        """Return the parameters of a group to step as matrices, each with its plan, and those to step by AdamW.
+
+        The first of the group is number ``first`` among all. Nothing is changed before all have been checked.
+        """
+        matrices, rest = [], []
         for stream, parameter in enumerate(group["params"], start=first):
             if parameter.grad is None:
                 continue
-            if self._treat(parameter, group, config)[0]:
-                rest.append(parameter)
-                streams.append(stream)
+            _check_gradient(parameter.grad, partial(self._name_of, parameter))
+            plan = self._plan(parameter, group, config)
+            member = Member(parameter, self.state.get(parameter, {}), stream)
+            if plan.full:
+                rest.append(member)
             else:
-                self._step_matrices(parameter, group, config, stream)
-        if rest:
-            adamw_step(rest, [self.state[p] for p in rest], group, streams, self._ops)
-
-    def _step_matrices(
-        self, parameter: Tensor, group: dict[str, Any], config: Any, stream: int
-    ) -> None:
-        """Step the matrices of one parameter."""
-        gradient: Any = parameter.grad
-        gradients = matrix_views(as_matrices(gradient, group["batch_dims"]).contiguous(), group)
-        # A parameter whose memory is not laid out as matrices (a channels-last convolution) is stepped as a copy.
-        whole = as_matrices(parameter, group["batch_dims"])
-        state, rate, decay = self.state[parameter], group["lr"], group["weight_decay"]
-        if group["maximize"]:
-            # Every rule is odd in the gradient, so going up is going down with the sign turned.
-            rate, decay = -rate, -decay
-        only_state = not state and _is_no_step(gradient, rate)
-        after: dict[str, Any] = {}
-        for block, (target, part) in enumerate(
-            zip(matrix_views(whole, group), gradients, strict=True)
-        ):
-            fitted = self._fitted(config, tuple(part.shape))
-            before = self._state_of(state, part, fitted, block, gradients, stream)
-            kept = before
-            if not only_state:
-                update, kept = type(self)._step(part, before, fitted, ops=self._ops)
-                dither = (
-                    Dither(stream, kept.step, block << 24) if group["stochastic_rounding"] else None
-                )
-                apply_update(target, update, rate=rate, decay=decay, dither=dither, ops=self._ops)
-            after["step"] = kept.step
-            for name, value in kept._asdict().items():
-                if value is not None and name != "step":
-                    after[_key(name, block, gradients)] = value
-        if whole is not parameter:
-            # Costs nothing where the matrices are a view: PyTorch copies no tensor onto itself.
-            parameter.copy_(whole.view(parameter.shape))
-        state.update(after)
-
-    def _state_of(
-        self,
-        state: Mapping[str, Any],
-        part: Tensor,
-        config: Any,
-        block: int,
-        blocks: Sequence[object],
-        stream: int,
-    ) -> Any:
-        """Return the core's state of one block of matrices, made anew before the first step."""
-        if not state:
-            place = {"stream": (stream << 8) + block} if self._draws else {}
-            return type(self)._init(
-                tuple(part.shape), config, xp=torch, dtype=part.dtype, device=part.device, **place
-            )
-        names = self._state_type._fields
-        own = {name: state.get(_key(name, block, blocks)) for name in names if name != "step"}
-        return self._state_type(step=state["step"], **own)
+                matrices.append((member, plan))
+        return matrices, rest
 
     # -- loading -------------------------------------------------------------------------------
 
@@ -296,8 +266,9 @@ class LowRankOptimizer(Optimizer):
             for handle in handles:
                 handle.remove()
 
-    def structural_options(self) -> Iterable[str]:
-        """Return the options that a state is made for, as opposed to numbers that may change in a run."""
+    @cached_property
+    def structural_options(self) -> tuple[str, ...]:
+        """The options that a state is made for, as opposed to numbers that may change in a run."""
         own = ("algorithm", *SHAPE_OPTIONS)
         numbers = {"betas", "eps", "momentum", "method"}
         names = (field.name for field in dataclasses.fields(self._config_type))
@@ -308,34 +279,7 @@ class LowRankOptimizer(Optimizer):
     ) -> dict[str, tuple[int, ...]]:
         """Return the shape of every entry of a parameter's state."""
         config = self.check_options(group)
-        shapes: dict[str, tuple[int, ...]] = {"step": ()}
-        if self._treat(parameter, group, config)[0]:
-            return shapes | dict.fromkeys(("exp_avg", "exp_avg_sq"), tuple(parameter.shape))
-        blocks = matrix_shapes(parameter.shape, group)
-        for block, shape in enumerate(blocks):
-            spec = self._fitted(config, shape).state_spec(shape)
-            shapes |= {_key(name, block, blocks): spec[name].shape for name in spec}
-        return shapes
-
-
-def _operations() -> Ops:
-    """Return PyTorch's operations with constants of their own, freed with the optimizer."""
-    return ops_for_namespace(torch).holding(Constants())
-
-
-def _check_known(
-    given: Iterable[str], known: Iterable[str], where: str, extra: Iterable[str] = ()
-) -> None:
-    allowed = set(known)
-    for option in given:
-        if option not in allowed and option not in set(extra):
-            listed = ", ".join(sorted(allowed))
-            raise TypeError(f"options of {where} must be among {listed}; got {option!r}")
-
-
-def _key(name: str, block: int, blocks: Sequence[object]) -> str:
-    """Return the name of an entry of state, numbered where a parameter has several blocks of matrices."""
-    return name if len(blocks) == 1 else f"{name}.{block}"
+        return self._plan(parameter, group, config).state_shapes(parameter.shape, config)
 
 
 def _check_rate(rate: float | Tensor) -> None:
@@ -348,7 +292,7 @@ def _check_rate(rate: float | Tensor) -> None:
             check_number("lr", rate.item(), low=0)
 
 
-def _is_no_step(gradient: Tensor, rate: float | Tensor) -> bool:
+def _is_no_step(gradient: Any, rate: float | Tensor) -> bool:
     """Return whether neither rate nor gradient is other than zero.
 
     `torch.distributed.checkpoint` does such a step to have state. Counted, it would choose the columns to keep until
@@ -368,10 +312,10 @@ def _is_sharded(parameter: Tensor) -> bool:
     return module is not None and isinstance(parameter, module.DTensor)
 
 
-def _check_gradient(gradient: Tensor, name: str) -> None:
+def _check_gradient(gradient: Tensor, name: Callable[[], str]) -> None:
     if gradient.layout != torch.strided:
-        raise TypeError(f"the gradient of {name} must be dense, got layout {gradient.layout}")
+        raise TypeError(f"the gradient of {name()} must be dense, got layout {gradient.layout}")
     if not gradient.is_floating_point():
         raise TypeError(
-            f"the gradient of {name} must be of a real floating-point dtype, got {gradient.dtype}"
+            f"the gradient of {name()} must be of a real floating-point dtype, got {gradient.dtype}"
         )

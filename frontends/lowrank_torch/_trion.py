@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lowrank_core import TrionConfig, TrionState, trion_init, trion_step
 from lowrank_torch._optimizer import LowRankOptimizer
+from lowrank_torch._stacks import Rule
 
 
 class Trion(LowRankOptimizer):
@@ -47,9 +48,8 @@ class Trion(LowRankOptimizer):
 
     algorithm = "trion"
     _config_type = TrionConfig
-    _state_type = TrionState
-    _init = staticmethod(trion_init)
-    _step = staticmethod(trion_step)
+    _rule = Rule(TrionState, trion_init, trion_step, draws=False)
+    _whole_ranks = True
 
     def __init__(
         self,
@@ -65,7 +65,3 @@ class Trion(LowRankOptimizer):
     ) -> None:
         own = {"lr": lr, "weight_decay": weight_decay, "betas": betas, "eps": eps}
         super().__init__(params, {"rank": rank, "momentum": momentum, **options}, own)
-
-    def _reason_for_adamw(self, shape: tuple[int, ...], config: TrionConfig) -> str:
-        """Return nothing: a matrix of less than the rank is orthonormalised whole."""
-        return ""
