@@ -90,6 +90,13 @@ def take(ops: Any, make: Any) -> list[Any]:
     ]
 
 
+def pick(ops: Any, make: Any) -> list[Any]:
+    return [
+        ops.pick(make(normal(6), "float32"), make(INDICES, "int32")),
+        ops.pick(make(normal(2, 6), "float32"), make(STACKED, "int32")),
+    ]
+
+
 def top_k(ops: Any, make: Any) -> list[Any]:
     ties = np.random.default_rng(0).integers(0, 4, (3, 40)).astype(np.float64)
     return [ops.top_k(make(ties, kind), k) for kind in ("float64", "float32") for k in (1, 7, 40)]
@@ -124,7 +131,7 @@ def constant(ops: Any, make: Any) -> list[Any]:
 CASES = {
     case.__name__: case
     for case in (
-        *(astype, device_of, as_scalar, as_index, dct, idct, put, replace, take, top_k),
+        *(astype, device_of, as_scalar, as_index, dct, idct, put, replace, take, pick, top_k),
         *(column_sums, cond, step_counter, constant),
     )
 }

@@ -90,7 +90,9 @@ def reason_against(combination):
         return None
     reasons = {
         "residual": combination["residual"] == "normalized",
+        "score": combination["score"] == "l1",
         "selection": combination["selection"] == "sampled",
+        "hysteresis": combination["selection"] == "inert",
         "score_decay": combination["score"] == "running",
         "bias_correction": combination["correction"] != "step",
     }

@@ -105,6 +105,17 @@ class TorchOps(StandardOps[Tensor]):
         sums = [(b * b if squares else b.abs()).sum(across) for b in blocks]
         return sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
 
+    def take(self, x: Tensor, indices: Tensor, *, axis: int) -> Tensor:
+        """Return rows or columns of matrices by a gather that looks for no negative indices."""
+        index = self.as_index(indices)
+        if index.ndim == 1:
+            return x.index_select(axis, index)
+        return x.gather(axis, self.spread(index, x, axis=axis))
+
+    def pick(self, x: Tensor, indices: Tensor) -> Tensor:
+        """Return entries of vectors, likewise."""
+        return x.gather(-1, self.as_index(indices))
+
     def put(self, values: Tensor, indices: Tensor, size: int, *, axis: int) -> Tensor:
         """Return zeros with ``values`` at ``indices``, by a scatter."""
         shape = list(values.shape)

@@ -34,24 +34,22 @@ def stacks_of(
     members: Sequence[tuple[Member, Plan]], group: Mapping[str, Any], config: Any
 ) -> list[tuple[Plan, list[Member]]]:
     """Return the members in the stacks they are stepped in: of one plan, dtype, device and step count each."""
-    open_stacks: dict[Any, tuple[Any, list[Member]]] = {}
+    open_stacks: dict[Any, list[tuple[Any, list[Member]]]] = {}
     stacks = []
     for member, plan in members:
         parameter, step = member.parameter, member.state.get("step", 0)
         gradient: Any = parameter.grad
-        key = plan, parameter.dtype, gradient.dtype, parameter.device
+        alike = open_stacks.setdefault(
+            (plan, parameter.dtype, gradient.dtype, parameter.device), []
+        )
         # The count is no part of the key: a graph compiler would take it for a constant.
-        before = open_stacks.get(key)
-        if (
-            before is not None
-            and before[0] == step
-            and len(before[1]) < _most(parameter, group, config)
-        ):
-            before[1].append(member)
+        stack = next((stack for count, stack in alike if count == step), None)
+        if stack is not None and len(stack) < _most(parameter, group, config):
+            stack.append(member)
         else:
-            stack = [member]
-            open_stacks[key] = step, stack
-            stacks.append((plan, stack))
+            fresh = [member]
+            alike.insert(0, (step, fresh))
+            stacks.append((plan, fresh))
     return stacks
 
 
