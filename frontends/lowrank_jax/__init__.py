@@ -3,6 +3,7 @@
 from lowrank_jax._axes import MatrixAxes, axes_by_name, matrix_mask
 from lowrank_jax._dct_adamw import dct_adamw, scale_by_dct_adam
 from lowrank_jax._options import static_options
+from lowrank_jax._portable import load_state, save_state
 from lowrank_jax._scale import ScaleByLowRankState
 from lowrank_jax._trion import scale_by_trion, trion
 
@@ -11,7 +12,9 @@ __all__ = [
     "ScaleByLowRankState",
     "axes_by_name",
     "dct_adamw",
+    "load_state",
     "matrix_mask",
+    "save_state",
     "scale_by_dct_adam",
     "scale_by_trion",
     "static_options",

@@ -15,6 +15,7 @@ from lowrank_core.layout import is_low_rank, with_fitting_rank
 from lowrank_jax._axes import AxesRule, ResolvedAxes, axes_of_leaves
 from lowrank_jax._options import with_numbers_in
 from lowrank_jax._placing import placed, replicated_like
+from lowrank_jax._plans import note
 from lowrank_jax._precision import compute_dtype, in_wide_precision
 
 
@@ -59,7 +60,9 @@ def scale_by_rule(
     def init(params: Any) -> ScaleByLowRankState:
         leaves, treedef = jax.tree.flatten(params)
         rest, matrices = [], []
-        for leaf, matrix in zip(leaves, _matrices(params, rule, matrix_axes), strict=True):
+        plans = _matrices(params, rule, matrix_axes)
+        note(axes_of_leaves(params, matrix_axes), plans, rule.config)
+        for leaf, matrix in zip(leaves, plans, strict=True):
             rest.append(optax.MaskedNode() if matrix else _zeros(leaf))
             matrices.append(_state(rule, matrix, leaf) if matrix else None)
         mu = jax.tree.unflatten(treedef, rest)

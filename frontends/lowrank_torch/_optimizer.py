@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
@@ -16,10 +17,12 @@ from lowrank_core import ops_for_namespace, state_bytes
 from lowrank_core._checks import check_choice, check_known, check_number
 from lowrank_core.constants import Constants
 from lowrank_core.layout import with_fitting_rank
+from lowrank_core.portable import Names
 from lowrank_torch._adamw import adamw_step
 from lowrank_torch._loading import check_loadable, check_shapes, parameter_name
 from lowrank_torch._matrices import SHAPE_OPTIONS, check_shape_options
 from lowrank_torch._plan import Member, Plan, plan_for
+from lowrank_torch._portable import load_state, save_state
 from lowrank_torch._stacks import Rule, make_state, stacks_of, step_stack
 from lowrank_torch._treatment import Treatment
 
@@ -265,6 +268,62 @@ class LowRankOptimizer(Optimizer):
         finally:
             for handle in handles:
                 handle.remove()
+
+    def save_state(self, path: str | os.PathLike[str], names: Names = None) -> None:
+        """Write the state to a file that `lowrank_jax.load_state` and `load_state` go on from.
+
+        In it are arrays, step counts and the options that state depends on; rates, groups and schedules are not.
+
+        Parameters
+        ----------
+        path
+            The file, in the safetensors format; one that is there is replaced at the end, as a whole.
+        names
+            What a parameter is called in the file: a function of its name as `summary` gives it, or a mapping of those
+            that are called otherwise. By default their own names; so give the optimizer named parameters.
+
+        Raises
+        ------
+        ImportError
+            If safetensors is not installed.
+        NotImplementedError
+            For a sharded parameter.
+        TypeError, ValueError
+            If ``names`` do not fit, or the state no longer fits the options; nothing has been written then.
+        """
+        save_state(self, path, names)
+
+    @torch.no_grad()
+    def load_state(self, path: str | os.PathLike[str], names: Names = None) -> int:
+        """Go on from the state in a file of `save_state` or `lowrank_jax.save_state`.
+
+        The rate and other numbers stay those of this optimizer. A scheduler is the caller's to set.
+
+        Parameters
+        ----------
+        path
+            The file.
+        names
+            As in `save_state`.
+
+        Returns
+        -------
+        int
+            Steps done.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no file.
+        ImportError
+            If safetensors is not installed.
+        NotImplementedError
+            For a sharded parameter.
+        TypeError, ValueError
+            If ``names`` do not fit, or the file is damaged, or of another version, model or way to step it; the message
+            names the first difference. Nothing has changed then.
+        """
+        return load_state(self, path, names)
 
     @cached_property
     def structural_options(self) -> tuple[str, ...]:
