@@ -28,7 +28,7 @@ from lowrank_core.residuals import (
 from lowrank_core.rounding import store
 from lowrank_core.state import check_state, empty_state, load_buffer, store_buffer
 from lowrank_core.subspaces import starting_vectors
-from lowrank_core.update import LowRankUpdate, materialize
+from lowrank_core.update import LowRankUpdate, lifted
 
 
 def dct_adamw_init(
@@ -192,7 +192,7 @@ def _add_residual(
     if config.residual == "scaled" and state.residual_norm is not None:
         ratios = row_ratios(update.factor, low_rank, ops, axis=axis) * scale
         if coefficients is None or update.indices is None:
-            rest = full - _lifted(low_rank, update, ops, config.method)
+            rest = full - lifted(low_rank, update, config.method, ops)
         else:
             rest = without_chosen(coefficients, update.indices, ops, axis=axis)
         rest, norm = limit_growth(rest * ratios, state.residual_norm, ops)
@@ -200,14 +200,10 @@ def _add_residual(
         if coefficients is None:
             return replace(update, residual=rest), state
         return replace(update, complement=rest), state
-    rest = full - _lifted(low_rank, update, ops, config.method)
     if config.residual == "sign":
-        return replace(update, residual=ops.xp.sign(rest) * scale), state
+        return replace(update, gradient=full, projected=low_rank, sign_scale=scale), state
+    rest = full - lifted(low_rank, update, config.method, ops)
     return update, store_buffer(state, "feedback", rest, config.feedback_bits, state.step, ops)
-
-
-def _lifted(low_rank: Array, update: LowRankUpdate, ops: Ops, method: str) -> Array:
-    return materialize(replace(update, factor=low_rank), method=method, ops=ops)
 
 
 def _weights(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
-from lowrank_core._typing import Array
+from lowrank_core._typing import Array, Scalar
 from lowrank_core.bases import get_basis
 from lowrank_core.ops import Ops, ops_for
 
@@ -32,6 +33,10 @@ class LowRankUpdate:
         the chosen ones are ignored).
     residual
         ``(..., m, n)`` or ``None``: what a residual policy adds, in the parameter's own coordinates.
+    gradient, projected, sign_scale
+        ``(..., m, n)`` and the shape of ``factor``, or both ``None``: a gradient and its coefficients on the chosen basis
+        vectors. What these leave of it is stepped along its sign, times ``sign_scale``. Kept apart so that the sign,
+        which is as large as the parameter, is made of one block after the other.
     """
 
     factor: Array
@@ -42,6 +47,9 @@ class LowRankUpdate:
     vectors: Array | None = None
     complement: Array | None = None
     residual: Array | None = None
+    gradient: Array | None = None
+    projected: Array | None = None
+    sign_scale: Scalar = 1.0
 
 
 def slice_across(update: LowRankUpdate, block: slice) -> LowRankUpdate:
@@ -51,12 +59,11 @@ def slice_across(update: LowRankUpdate, block: slice) -> LowRankUpdate:
     added block by block.
     """
     key = (..., block, slice(None)) if update.axis == -1 else (..., block)
-    return replace(
-        update,
-        factor=update.factor[key],
-        complement=None if update.complement is None else update.complement[key],
-        residual=None if update.residual is None else update.residual[key],
-    )
+    parts: dict[str, Any] = {
+        name: getattr(update, name)
+        for name in ("factor", "complement", "residual", "gradient", "projected")
+    }
+    return replace(update, **{name: x[key] for name, x in parts.items() if x is not None})
 
 
 def materialize(update: LowRankUpdate, /, *, method: str = "auto", ops: Ops | None = None) -> Array:
@@ -65,16 +72,26 @@ def materialize(update: LowRankUpdate, /, *, method: str = "auto", ops: Ops | No
     ``method`` is that of :func:`lowrank_core.lift`.
     """
     ops = ops_for(update.factor) if ops is None else ops
+    if update.complement is not None and update.indices is not None:
+        basis, axis = get_basis(update.basis), update.axis
+        coefficients = ops.replace(update.complement, update.factor, update.indices, axis=axis)
+        full = basis.inverse(coefficients, ops, axis=axis, method=method)
+    else:
+        full = lifted(update.factor, update, method, ops)
+    if update.residual is not None:
+        full = full + update.residual
+    if update.gradient is not None and update.projected is not None:
+        rest = update.gradient - lifted(update.projected, update, method, ops)
+        full = full + ops.xp.sign(rest) * update.sign_scale
+    return full
+
+
+def lifted(factor: Array, update: LowRankUpdate, method: str, ops: Ops) -> Array:
+    """Return the matrix with coefficients ``factor`` on the basis vectors of ``update``."""
     axis = update.axis
     if update.vectors is not None:
-        full = ops.apply_matrix(update.factor, ops.xp.matrix_transpose(update.vectors), axis=axis)
-    elif update.indices is None:
+        return ops.apply_matrix(factor, ops.xp.matrix_transpose(update.vectors), axis=axis)
+    if update.indices is None:
         raise ValueError("update must have indices or vectors, got neither")
-    elif update.complement is not None:
-        coefficients = ops.replace(update.complement, update.factor, update.indices, axis=axis)
-        full = get_basis(update.basis).inverse(coefficients, ops, axis=axis, method=method)
-    else:
-        full = get_basis(update.basis).lift(
-            update.factor, update.indices, update.size, ops, axis=axis, method=method
-        )
-    return full if update.residual is None else full + update.residual
+    basis = get_basis(update.basis)
+    return basis.lift(factor, update.indices, update.size, ops, axis=axis, method=method)

@@ -25,7 +25,10 @@ else:
 # An update leaves `jax.jit` like any other result: its arrays are traced, its geometry is static.
 jax.tree_util.register_dataclass(
     LowRankUpdate,
-    data_fields=["factor", "indices", "vectors", "complement", "residual"],
+    data_fields=[
+        *("factor", "indices", "vectors", "complement", "residual"),
+        *("gradient", "projected", "sign_scale"),
+    ],
     meta_fields=["axis", "size", "basis"],
 )
 
