@@ -34,9 +34,9 @@ class LowRankUpdate:
     residual
         ``(..., m, n)`` or ``None``: what a residual policy adds, in the parameter's own coordinates.
     gradient, projected, sign_scale
-        ``(..., m, n)`` and the shape of ``factor``, or both ``None``: a gradient and its coefficients on the chosen basis
-        vectors. What these leave of it is stepped along its sign, times ``sign_scale``. Kept apart so that the sign,
-        which is as large as the parameter, is made of one block after the other.
+        ``(..., m, n)`` and the shape of ``factor``, or both ``None``: a gradient and its coefficients on the chosen
+        basis vectors. What these leave of it is stepped along its sign, times ``sign_scale``. Kept apart so that the
+        sign, which is as large as the parameter, is made block by block.
     """
 
     factor: Array
