@@ -15,11 +15,11 @@ from lowrank_core.update import LowRankUpdate
 
 def dct_adamw_step_projected(
     low_rank: Array,
-    shape: tuple[int, ...],
     state: DCTAdamWState,
     config: DCTAdamWConfig,
     /,
     *,
+    shape: tuple[int, ...],
     ops: Ops | None = None,
 ) -> tuple[LowRankUpdate, DCTAdamWState]:
     """Return what :func:`dct_adamw_step` returns where the gradient's coefficients on the current columns are known.
@@ -31,12 +31,12 @@ def dct_adamw_step_projected(
     ----------
     low_rank
         ``(..., m, r)`` (axis -1) or ``(..., r, n)`` (axis -2): from :func:`dct_adamw_project`.
-    shape
-        Shape of the gradient.
     state
         From an earlier step; this one must not be one that chooses columns.
     config
         The options the state was made with, by which `DCTAdamWConfig.projects`.
+    shape
+        Shape of the gradient.
     ops
         Operations to use; those of the array's library by default.
 

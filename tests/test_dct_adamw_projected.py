@@ -38,7 +38,7 @@ def test_is_the_step_on_the_whole_gradient(xp, name):
     whole, expected = lc.dct_adamw_step(gradient, state, config)
     with untouched(gradient, state.first_moment, state.second_moment):
         low_rank = lc.dct_adamw_project(gradient, state, config)
-        update, found = lc.dct_adamw_step_projected(low_rank, shape, state, config)
+        update, found = lc.dct_adamw_step_projected(low_rank, state, config, shape=shape)
     assert_identical(lc.materialize(update), lc.materialize(whole))
     for field, value in expected._asdict().items():
         if field == "step":
@@ -71,13 +71,13 @@ def test_refuses_a_step_that_needs_the_whole_gradient(options, steps, message):
     with pytest.raises(ValueError, match=message):
         lc.dct_adamw_project(normal(9, 6), state, config)
     with pytest.raises(ValueError, match=message):
-        lc.dct_adamw_step_projected(normal(9, 3), (9, 6), state, config)
+        lc.dct_adamw_step_projected(normal(9, 3), state, config, shape=(9, 6))
 
 
 def test_refuses_coefficients_of_another_shape():
     config = lc.DCTAdamWConfig(rank=3, refresh_every=4)
     state = after(1, (9, 6), config, np)
     with pytest.raises(ValueError, match=r"low_rank must be of shape \(9, 3\) .*got \(9, 6\)"):
-        lc.dct_adamw_step_projected(normal(9, 6), (9, 6), state, config)
+        lc.dct_adamw_step_projected(normal(9, 6), state, config, shape=(9, 6))
     with pytest.raises(ValueError, match="state must fit the gradient"):
-        lc.dct_adamw_step_projected(normal(9, 3), (8, 6), state, config)
+        lc.dct_adamw_step_projected(normal(9, 3), state, config, shape=(8, 6))

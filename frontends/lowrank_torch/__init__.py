@@ -1,5 +1,11 @@
 """PyTorch optimizers with low-rank state in a fixed orthonormal basis."""
 
+from lowrank_torch._backward import (
+    GradientHooks,
+    ProjectedAccumulation,
+    accumulate_projected,
+    step_in_backward,
+)
 from lowrank_torch._dct_adamw import DCTAdamW
 from lowrank_torch._groups import ParameterRole, matrix_groups, parameter_roles
 from lowrank_torch._optimizer import LowRankOptimizer
@@ -8,10 +14,14 @@ from lowrank_torch._trion import Trion
 
 __all__ = [
     "DCTAdamW",
+    "GradientHooks",
     "LowRankOptimizer",
     "ParameterRole",
+    "ProjectedAccumulation",
     "Treatment",
     "Trion",
+    "accumulate_projected",
     "matrix_groups",
     "parameter_roles",
+    "step_in_backward",
 ]

@@ -20,7 +20,7 @@ def adamw_step(members: Sequence[Member], group: Mapping[str, Any], ops: Ops) ->
     """Do one AdamW step on every parameter of a group, making its state first where there is none."""
     wide: list[Member] = []
     for member in members:
-        parameter, state, stream = member
+        parameter, state, stream = member.parameter, member.state, member.stream
         if not state:
             dtype = parameter.dtype if parameter.dtype in _WIDE else torch.float32
             # A number that the host reads: on the CPU whatever the default device, and by `tensor`, which

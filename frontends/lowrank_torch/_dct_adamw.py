@@ -12,7 +12,9 @@ from lowrank_core import (
     DCTAdamWState,
     LowRankUpdate,
     dct_adamw_init,
+    dct_adamw_project,
     dct_adamw_step,
+    dct_adamw_step_projected,
 )
 from lowrank_core.ops import Ops
 from lowrank_torch._optimizer import LowRankOptimizer
@@ -84,7 +86,14 @@ class DCTAdamW(LowRankOptimizer):
 
     algorithm = "dct_adamw"
     _config_type = DCTAdamWConfig
-    _rule = Rule(DCTAdamWState, dct_adamw_init, _step, draws=True)
+    _rule = Rule(
+        DCTAdamWState,
+        dct_adamw_init,
+        _step,
+        draws=True,
+        step_projected=dct_adamw_step_projected,
+        project=dct_adamw_project,
+    )
 
     def __init__(
         self,

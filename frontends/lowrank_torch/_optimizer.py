@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, ClassVar
 
@@ -23,7 +23,7 @@ from lowrank_torch._loading import check_loadable, check_shapes, parameter_name
 from lowrank_torch._matrices import SHAPE_OPTIONS, check_shape_options
 from lowrank_torch._plan import Member, Plan, plan_for
 from lowrank_torch._portable import load_state, save_state
-from lowrank_torch._stacks import Rule, make_state, stacks_of, step_stack
+from lowrank_torch._stacks import Rule, make_state, project_blocks, stacks_of, step_stack
 from lowrank_torch._treatment import Treatment
 
 #: Keys of a group that are no options: what PyTorch and its schedulers keep there.
@@ -63,6 +63,7 @@ class LowRankOptimizer(Optimizer):
         # Constants of its own, so that they are freed with the optimizer.
         self._ops = ops_for_namespace(torch).holding(Constants())
         self._plans: dict[Tensor, tuple[Any, Plan]] = {}
+        self._projected: dict[Tensor, list[Tensor]] = {}
 
     # -- groups --------------------------------------------------------------------------------
 
@@ -180,11 +181,18 @@ class LowRankOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self.step_only(None)
+        self._projected.clear()
+        return loss
+
+    @torch.no_grad()
+    def step_only(self, chosen: Container[Tensor] | None) -> None:
+        """Step the ``chosen`` parameters, or all, that have a gradient: what `step` does without its hooks."""
         configs = [self.check_options(group) for group in self.param_groups]
         work = []
         first = 0
         for group, config in zip(self.param_groups, configs, strict=True):
-            work.append(self._members(group, config, first))
+            work.append(self._members(group, config, first, chosen))
             first += len(group["params"])
         for group, config, (matrices, rest) in zip(self.param_groups, configs, work, strict=True):
             ready = self._with_state(matrices, group, config)
@@ -194,7 +202,38 @@ class LowRankOptimizer(Optimizer):
                 adamw_step(
                     [m._replace(state=self.state[m.parameter]) for m in rest], group, self._ops
                 )
-        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget all gradients, those that were kept projected among them."""
+        super().zero_grad(set_to_none)
+        self._projected.clear()
+
+    def projected(self) -> Mapping[Tensor, Sequence[Tensor]]:
+        """Return what is kept of gradients as coefficients on the current columns (see `accumulate_projected`)."""
+        return self._projected
+
+    @torch.no_grad()
+    def keep_projected(self, parameter: Tensor) -> bool:
+        """Keep only the coefficients of a parameter's gradient; do nothing, ``False``, if the step needs it whole."""
+        for group in self.param_groups:
+            if any(parameter is other for other in group["params"]):
+                break
+        else:
+            raise ValueError("parameter must be one of the optimizer's")
+        config, state = self.check_options(group), self.state.get(parameter)
+        plan = self._plan(parameter, group, config)
+        if plan.full or not state or self._rule.project is None:
+            return False
+        if not config.projects or config.refreshes(state["step"] + 1):
+            return False
+        member = Member(parameter, state, stream=0)
+        parts = project_blocks(member, plan, self._rule, config, group, self._ops)
+        kept = self._projected.get(parameter)
+        self._projected[parameter] = (
+            parts if kept is None else [a.add_(b) for a, b in zip(kept, parts, strict=True)]
+        )
+        parameter.grad = None
+        return True
 
     def _with_state(
         self, matrices: list[tuple[Member, Plan]], group: Mapping[str, Any], config: Any
@@ -211,7 +250,7 @@ class LowRankOptimizer(Optimizer):
         return ready
 
     def _members(
-        self, group: dict[str, Any], config: Any, first: int
+        self, group: dict[str, Any], config: Any, first: int, chosen: Container[Tensor] | None
     ) -> tuple[list[tuple[Member, Plan]], list[Member]]:
         """Return the parameters of a group to step as matrices, each with its plan, and those to step by AdamW.
 
@@ -219,11 +258,20 @@ class LowRankOptimizer(Optimizer):
         """
         matrices, rest = [], []
         for stream, parameter in enumerate(group["params"], start=first):
-            if parameter.grad is None:
+            projected = self._projected.get(parameter)
+            unasked = chosen is not None and parameter not in chosen
+            if unasked or (parameter.grad is None and projected is None):
                 continue
-            _check_gradient(parameter.grad, partial(self._name_of, parameter))
+            name = partial(self._name_of, parameter)
+            if projected is None:
+                _check_gradient(parameter.grad, name)
+            elif parameter.grad is not None:
+                raise ValueError(
+                    f"{name()} must have its gradient whole or projected, got both: was it accumulated before "
+                    "projection was turned off?"
+                )
             plan = self._plan(parameter, group, config)
-            member = Member(parameter, self.state.get(parameter, {}), stream)
+            member = Member(parameter, self.state.get(parameter, {}), stream, projected)
             if plan.full:
                 rest.append(member)
             else:

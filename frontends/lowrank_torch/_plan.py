@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from lowrank_core.layout import is_low_rank, resolve_axis, resolve_rank, with_fitting_rank
@@ -47,6 +48,15 @@ class Member(NamedTuple):
     state: dict[str, Any]
     #: Its number among the parameters of the optimizer, of which its random numbers are a function.
     stream: int
+    #: Coefficients of the gradient of each block on the current columns, where the gradient itself was not kept.
+    projected: Sequence[Tensor] | None = None
+
+    @property
+    def gradient_dtype(self) -> torch.dtype:
+        """The dtype of what the step is given."""
+        gradient: Any = self.parameter.grad if self.projected is None else self.projected[0]
+        dtype: torch.dtype = gradient.dtype
+        return dtype
 
 
 def plan_for(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +29,9 @@ class Rule(NamedTuple):
     step: Callable[..., tuple[LowRankUpdate, Any]]
     #: Whether the rule draws random numbers, and so wants to know which matrix it is at.
     draws: bool
+    #: The step on coefficients on the current columns, where the rule has one, and what gives these.
+    step_projected: Any = None
+    project: Any = None
 
 
 def stacks_of(
@@ -38,10 +42,8 @@ def stacks_of(
     stacks = []
     for member, plan in members:
         parameter, step = member.parameter, member.state.get("step", 0)
-        gradient: Any = parameter.grad
-        alike = open_stacks.setdefault(
-            (plan, parameter.dtype, gradient.dtype, parameter.device), []
-        )
+        kind = parameter.dtype, member.gradient_dtype, parameter.device, member.projected is None
+        alike = open_stacks.setdefault((plan, *kind), [])
         # The count is no part of the key: a graph compiler would take it for a constant.
         stack = next((stack for count, stack in alike if count == step), None)
         if stack is not None and len(stack) < _most(parameter, group, config):
@@ -90,7 +92,8 @@ def step_stack(
     wholes = [as_matrices(member.parameter, batch_dims) for member in stack]
     targets = [matrix_views(whole, group) for whole in wholes]
     gradients = [
-        matrix_views(_matrices(member.parameter.grad, batch_dims), group) for member in stack
+        member.projected or matrix_views(_matrices(member.parameter.grad, batch_dims), group)
+        for member in stack
     ]
     rate, decay = group["lr"], group["weight_decay"]
     if group["maximize"]:
@@ -101,12 +104,16 @@ def step_stack(
         fitted = with_fitting_rank(config, shape)
         states = [_state_of(member.state, plan, block, rule) for member in stack]
         parts = [views[block] for views in gradients]
+        together = shape if len(stack) == 1 else (len(stack), *shape)
+        step: Any = rule.step
+        if stack[0].projected is not None:
+            step = partial(rule.step_projected, shape=together)
         if len(stack) == 1:
-            update, kept = rule.step(parts[0], states[0], fitted, ops=ops)
+            update, kept = step(parts[0], states[0], fitted, ops=ops)
             new = [kept]
         else:
-            before = _stacked(states, fitted.state_spec((len(stack), *shape)))
-            update, kept = rule.step(torch.stack(parts), before, fitted, ops=ops)
+            before = _stacked(states, fitted.state_spec(together))
+            update, kept = step(torch.stack(parts), before, fitted, ops=ops)
             new = _taken_apart(kept, len(stack), fitted.state_spec(shape))
         dithers = [
             Dither(member.stream, kept.step, block << 24) if group["stochastic_rounding"] else None
@@ -124,6 +131,23 @@ def step_stack(
             # Costs nothing where the matrices are a view: PyTorch copies no tensor onto itself.
             member.parameter.copy_(whole.view(member.parameter.shape))
         member.state.update(entries)
+
+
+def project_blocks(
+    member: Member, plan: Plan, rule: Rule, config: Any, group: Mapping[str, Any], ops: Ops
+) -> list[Tensor]:
+    """Return the coefficients of a parameter's gradient on the current columns of each block."""
+    batch_dims = group["batch_dims"]
+    gradients = matrix_views(_matrices(member.parameter.grad, batch_dims), group)
+    return [
+        rule.project(
+            gradient,
+            _state_of(member.state, plan, block, rule),
+            with_fitting_rank(config, plan.blocks[block]),
+            ops=ops,
+        )
+        for block, gradient in enumerate(gradients)
+    ]
 
 
 def _matrices(gradient: Any, batch_dims: int) -> Tensor:
