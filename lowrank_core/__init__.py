@@ -7,6 +7,7 @@ and returns new arrays of the same library; nothing is changed in place and noth
 from lowrank_core.bases import basis_names, get_basis, register_basis
 from lowrank_core.basis import Basis
 from lowrank_core.columns import carry_columns, column_scores, select_columns
+from lowrank_core.crossovers import Crossovers, calibrate
 from lowrank_core.dct_adamw import dct_adamw_init, dct_adamw_step
 from lowrank_core.dct_adamw_config import DCTAdamWConfig, DCTAdamWState
 from lowrank_core.dct_adamw_projected import dct_adamw_project, dct_adamw_step_projected
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Basis",
+    "Crossovers",
     "DCTAdamWConfig",
     "DCTAdamWState",
     "LowRankUpdate",
@@ -31,6 +33,7 @@ __all__ = [
     "TrionConfig",
     "TrionState",
     "basis_names",
+    "calibrate",
     "carry_columns",
     "column_scores",
     "dct",

@@ -42,14 +42,14 @@ class Basis:
     def transform(self, x: Array, ops: Ops, *, axis: int, method: str = "auto") -> Array:
         """Return the coefficients of ``x`` along ``axis``: ``x @ Q`` or ``Q.T @ x``."""
         size = x.shape[axis]
-        if self.fast and not ops.use_matmul(size, method):
+        if self.fast and not ops.use_matmul(size, method, ops.device_of(x)):
             return self.fast_transform(x, ops, axis=axis)
         return ops.apply_matrix(x, self.matrix(size, x, ops), axis=axis)
 
     def inverse(self, x: Array, ops: Ops, *, axis: int, method: str = "auto") -> Array:
         """Return the matrices with coefficients ``x`` along ``axis``: ``x @ Q.T`` or ``Q @ x``."""
         size = x.shape[axis]
-        if self.fast and not ops.use_matmul(size, method):
+        if self.fast and not ops.use_matmul(size, method, ops.device_of(x)):
             return self.fast_inverse(x, ops, axis=axis)
         transposed = ops.xp.matrix_transpose(self.matrix(size, x, ops))
         return ops.apply_matrix(x, transposed, axis=axis)
@@ -71,7 +71,7 @@ class Basis:
     def project(self, x: Array, indices: Array, ops: Ops, *, axis: int, method: str) -> Array:
         """Return the coefficients of ``x`` on the basis vectors ``indices``: ``x Q_I`` or ``Q_I^T x``."""
         size = x.shape[axis]
-        if ops.use_product(indices.shape[-1], size, method):
+        if ops.use_product(indices.shape[-1], size, method, ops.device_of(x)):
             return ops.apply_matrix(x, self.columns(indices, size, x, ops), axis=axis)
         return ops.take(self.transform(x, ops, axis=axis, method=method), indices, axis=axis)
 
@@ -79,7 +79,7 @@ class Basis:
         self, x: Array, indices: Array, size: int, ops: Ops, *, axis: int, method: str
     ) -> Array:
         """Return the matrices with coefficients ``x`` on the basis vectors ``indices``, none on the others."""
-        if ops.use_product(indices.shape[-1], size, method):
+        if ops.use_product(indices.shape[-1], size, method, ops.device_of(x)):
             columns = ops.xp.matrix_transpose(self.columns(indices, size, x, ops))
             return ops.apply_matrix(x, columns, axis=axis)
         return self.inverse(ops.put(x, indices, size, axis=axis), ops, axis=axis, method=method)

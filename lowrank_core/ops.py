@@ -17,6 +17,7 @@ from array_api_compat import device as device_of
 
 from lowrank_core._typing import A, Array, Device, DType, Namespace, Scalar
 from lowrank_core.constants import Constants
+from lowrank_core.crossovers import Crossovers, default_path, load, measured_on
 from lowrank_core.layout import on_axis
 from lowrank_core.makhoul import dct_by_fft, fft_phases, idct_by_fft
 
@@ -37,12 +38,10 @@ class StandardOps(Generic[A]):
         Holder of shared constants (basis matrices). Defaults to one that keeps the last 16 used.
     """
 
-    #: Below this size the matrix product is the faster transform, whatever the library.
-    small_size = 32
+    #: Which way to transform is the faster where nothing was measured (see `lowrank_core.calibrate`).
+    crossovers = Crossovers(small_size=32, few_columns=((1, 96),))
     #: The axis of a matrix that is spread over shards, which is never the transformed one; ``None`` on one device.
     sharded_axis: int | None = None
-    #: Up to this many columns a product with them costs less than a whole transform.
-    few_columns = 96
 
     def __init__(self, xp: Namespace, constants: Constants | None = None) -> None:
         self.xp = xp
@@ -90,15 +89,22 @@ class StandardOps(Generic[A]):
             lambda rows: idct_by_fft(rows, self.xp, phases), coefficients, axis=axis
         )
 
-    def use_matmul(self, size: int, method: str) -> bool:
+    def use_matmul(self, size: int, method: str, device: Device) -> bool:
         """Return whether a transform of ``size`` goes by the matrix product."""
-        return method == "matmul" or (method == "auto" and size < self.small_size)
+        if method != "auto":
+            return method == "matmul"
+        return size < self.crossovers_on(device).small_size
 
-    def use_product(self, rank: int, size: int, method: str) -> bool:
+    def use_product(self, rank: int, size: int, method: str, device: Device) -> bool:
         """Return whether ``rank`` columns are projected on by a product instead of a whole transform."""
-        return method == "matmul" or (
-            method == "auto" and (rank <= self.few_columns or size < self.small_size)
-        )
+        if method != "auto":
+            return method == "matmul"
+        crossovers = self.crossovers_on(device)
+        return size < crossovers.small_size or rank <= crossovers.columns(size)
+
+    def crossovers_on(self, device: Device) -> Crossovers:
+        """Return which way to transform is the faster on a device."""
+        return measured_on(self.xp, device) or self.crossovers
 
     def constant(self, key: Hashable, build: Callable[[], A]) -> A:
         """Return the shared constant of ``key``, built once."""
@@ -214,6 +220,7 @@ _ops_of_type: dict[type, Ops] = {}
 
 def _find_ops(xp: Namespace) -> Ops:
     library = xp.__name__.removeprefix("array_api_compat.").split(".")[0]
+    load(default_path())
     for entry in entry_points(group=ENTRY_POINT_GROUP, name=library):
         adapter: Ops = entry.load()(xp)
         return adapter

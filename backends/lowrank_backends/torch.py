@@ -11,6 +11,7 @@ from torch.nn import Parameter
 
 from lowrank_core import StandardOps
 from lowrank_core._typing import Scalar
+from lowrank_core.crossovers import Crossovers
 from lowrank_core.makhoul import dct_by_fft, fft_phases, idct_by_fft
 
 try:
@@ -25,7 +26,7 @@ _BLOCK = 2**18
 class TorchOps(StandardOps[Tensor]):
     """Operations on PyTorch tensors."""
 
-    small_size = 128
+    crossovers = Crossovers(small_size=128, few_columns=((1, 96),))
 
     def astype(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Return ``x`` as ``dtype``, without a copy where none is needed."""
