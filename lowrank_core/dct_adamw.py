@@ -201,6 +201,8 @@ def _add_residual(
             return replace(update, residual=rest), state
         return replace(update, complement=rest), state
     if config.residual == "sign":
+        if layout.rank == layout.size:  # what is left is rounding, which has signs too
+            return update, state
         return replace(update, gradient=full, projected=low_rank, sign_scale=scale), state
     rest = full - lifted(low_rank, update, config.method, ops)
     return update, store_buffer(state, "feedback", rest, config.feedback_bits, state.step, ops)

@@ -86,7 +86,7 @@ class DCTAdamWConfig:
     refresh_every: int = 1
     side: str = "auto"
     method: str = "auto"
-    residual: str = "discard"
+    residual: str = "sign"
     residual_scale: Scalar | None = None
     feedback_bits: int | None = None
     selection: str = "top"

@@ -20,7 +20,7 @@ from lowrank_core.ops import Ops
 RESIDUALS = ("discard", "error_feedback", "sign", "scaled", "normalized")
 
 #: The share of the step's rate that the residual part moves with, unless told otherwise.
-DEFAULT_SCALE = {"sign": 0.1, "scaled": 1.0, "normalized": 0.3}
+DEFAULT_SCALE = {"sign": 0.2, "scaled": 1.0, "normalized": 0.3}
 
 #: A scaled residual may grow by this factor from step to step (Fira's limiter).
 GROWTH_LIMIT = 1.01

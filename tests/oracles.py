@@ -46,7 +46,7 @@ class DCTAdamW:
     score: str = "l2"
     refresh_every: int = 1
     side: str = "auto"
-    residual: str = "discard"
+    residual: str = "sign"
     bias_correction: str = "step"
     count: int = 0
     columns: list[int] = field(default_factory=list)
@@ -84,6 +84,8 @@ class DCTAdamW:
             kept += np.outer(a, q[:, j])
         if self.residual == "error_feedback":
             self.feedback = g - kept
+        if self.residual == "sign" and self.rank < g.shape[1]:
+            direction += 0.2 * np.sign(g - kept)
         return direction.T if left else direction
 
     def _choose(self, coefficients: np.ndarray, across: int) -> None:

@@ -189,7 +189,7 @@ class LowRankAdam:
     score: str = "l2"
     refresh_every: int = 1
     side: str = "right"
-    residual: str = "discard"
+    residual: str = "sign"
     residual_scale: float = 1.0
     growth: float = math.inf
     feedback_bits: int | None = None

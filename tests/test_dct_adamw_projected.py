@@ -30,9 +30,9 @@ def after(steps, shape, config, xp, dtype="float32"):
 @pytest.mark.parametrize("name", CASES)
 def test_is_the_step_on_the_whole_gradient(xp, name):
     shape, options = CASES[name]
-    config = lc.DCTAdamWConfig(**{"rank": 3, "refresh_every": 10, **options})
+    config = lc.DCTAdamWConfig(**{"rank": 3, "refresh_every": 10, "residual": "discard", **options})
     if config.state_dtype and not hasattr(xp, config.state_dtype):
-        config = lc.DCTAdamWConfig(rank=3, refresh_every=10)
+        config = lc.DCTAdamWConfig(rank=3, refresh_every=10, residual="discard")
     state = after(2, shape, config, xp)
     gradient = from_numpy(normal(*shape, seed=7), xp, "float32")
     whole, expected = lc.dct_adamw_step(gradient, state, config)
@@ -48,7 +48,7 @@ def test_is_the_step_on_the_whole_gradient(xp, name):
 
 
 def test_coefficients_of_a_sum_are_the_sum_of_coefficients(xp):
-    config = lc.DCTAdamWConfig(rank=4, refresh_every=5)
+    config = lc.DCTAdamWConfig(rank=4, refresh_every=5, residual="discard")
     state = after(1, (12, 8), config, xp, "float64")
     parts = [from_numpy(normal(12, 8, seed=seed), xp, "float64") for seed in (1, 2, 3)]
     accumulated = sum(lc.dct_adamw_project(part, state, config) for part in parts)
@@ -66,7 +66,7 @@ def test_coefficients_of_a_sum_are_the_sum_of_coefficients(xp):
     ],
 )
 def test_refuses_a_step_that_needs_the_whole_gradient(options, steps, message):
-    config = lc.DCTAdamWConfig(rank=3, **options)
+    config = lc.DCTAdamWConfig(**{"rank": 3, "residual": "discard", **options})
     state = after(steps, (9, 6), config, np)
     with pytest.raises(ValueError, match=message):
         lc.dct_adamw_project(normal(9, 6), state, config)
@@ -75,7 +75,7 @@ def test_refuses_a_step_that_needs_the_whole_gradient(options, steps, message):
 
 
 def test_refuses_coefficients_of_another_shape():
-    config = lc.DCTAdamWConfig(rank=3, refresh_every=4)
+    config = lc.DCTAdamWConfig(rank=3, refresh_every=4, residual="discard")
     state = after(1, (9, 6), config, np)
     with pytest.raises(ValueError, match=r"low_rank must be of shape \(9, 3\) .*got \(9, 6\)"):
         lc.dct_adamw_step_projected(normal(9, 6), state, config, shape=(9, 6))

@@ -81,7 +81,7 @@ def test_removing_the_hooks_leaves_gradients_alone():
 
 def trained(projected, *, parts=3, steps=9, clip=None, **options):
     net = model()
-    optimizer = optimizer_of(net, **{"refresh_every": 4, **options})
+    optimizer = optimizer_of(net, **{"refresh_every": 4, "residual": "discard", **options})
     accumulation = lowrank_torch.accumulate_projected(optimizer) if projected else None
     seen = []
     for step in range(steps):
@@ -132,7 +132,7 @@ def test_step_uses_coefficients_once():
 
 def test_clips_what_is_kept():
     net = model()
-    optimizer = optimizer_of(net, refresh_every=4)
+    optimizer = optimizer_of(net, refresh_every=4, residual="discard")
     accumulation = lowrank_torch.accumulate_projected(optimizer)
     loss_of(net, 0).backward()
     whole = torch.nn.utils.get_total_norm([p.grad for p in net.parameters()])
@@ -153,7 +153,7 @@ def test_clips_what_is_kept():
 @pytest.mark.parametrize("options", [{"refresh_every": 1}, {"residual": "sign"}], ids=str)
 def test_accumulation_refuses_options_that_need_whole_gradients(options):
     net = model()
-    optimizer = optimizer_of(net, **{"refresh_every": 4, **options})
+    optimizer = optimizer_of(net, **{"refresh_every": 4, "residual": "discard", **options})
     with pytest.raises(ValueError, match="must be a DCTAdamW with a group of residual='discard'"):
         lowrank_torch.accumulate_projected(optimizer)
     loss_of(net, 0).backward()
@@ -165,7 +165,10 @@ def test_a_group_of_other_options_keeps_its_gradients_whole():
     for projected in (False, True):
         net = model()
         first, rest = [net[0][0].weight], [p for p in net.parameters() if p is not net[0][0].weight]
-        groups = [{"params": first, "residual": "sign"}, {"params": rest, "refresh_every": 4}]
+        groups = [
+            {"params": first, "residual": "sign"},
+            {"params": rest, "refresh_every": 4, "residual": "discard"},
+        ]
         optimizer = lowrank_torch.DCTAdamW(groups, lr=0.01, rank=4)
         if projected:
             lowrank_torch.accumulate_projected(optimizer)
