@@ -50,6 +50,8 @@ class Peer:
     wind: Callable[[Optimizer, bool], None] | None = None
     #: How a second optimizer is made whose every step is a refresh.
     build_refreshing: Build | None = None
+    #: Whether its first step does nothing but prepare.
+    counts_first: bool = False
     #: Whether a refresh is a singular value decomposition, which may take minutes.
     svd: bool = False
 
@@ -218,6 +220,7 @@ _ALL = (
         "pytorch-optimizer",
         _SOAP_PERIOD,
         _wind_group(_SOAP_PERIOD),
+        counts_first=True,
     ),
     Peer(MUON, _torch_muon),
     Peer("Muon (pytorch-optimizer)", _of_collection("Muon", use_muon=True), "pytorch-optimizer"),

@@ -66,8 +66,8 @@ def contender(peer: Peer, matrices: Matrices, rank: int) -> tuple[Contender, Opt
     matrices.restore()
     with contextlib.redirect_stdout(io.StringIO()), without_svd():
         optimizer.step()
-        matrices.restore()
-        optimizer.step()
+        if peer.counts_first:
+            optimizer.step()
 
     def wound(refresh: bool) -> Callable[[], object]:
         if peer.wind is None:
@@ -161,7 +161,7 @@ class StepRace:
                 times.seconds(),
                 median,
                 times.ratio(self.times[ADAMW]),
-                f"{spread[0]:.2f} to {spread[1]:.2f}",
+                f"{spread[0]:.2f} to {spread[1]:.2f}" if len(times.step) > 1 else "",
                 float(self.state[name]),
                 remark,
             )
