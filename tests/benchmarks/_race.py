@@ -111,17 +111,22 @@ def race(contenders: Sequence[Contender], effort: Effort) -> dict[str, Times]:
     fewer otherwise, at least `effort.floor`. What time is left goes into more rounds of the fast ones.
     """
     times = {contender.name: Times(contender.period) for contender in contenders}
-    begin = time.perf_counter()
     repeats: dict[str, int] = {}
     costs: dict[str, float] = {}
     for contender in contenders:
         once = _timed(contender, contender.step, 1)
         repeats[contender.name] = max(1, math.ceil(_SHORTEST / once))
         costs[contender.name] = once * repeats[contender.name]
+        # Where there is no time for a second one, this is its only round.
+        if effort.floor == 1 and costs[contender.name] > effort.seconds / 4:
+            times[contender.name].step.append(once)
+    once_is_enough = [name for name, own in times.items() if own.step]
+    begin = time.perf_counter()
     _refreshes(contenders, times, effort)
-    left = effort.seconds - (time.perf_counter() - begin)
-    rounds = _rounds(costs, max(left, 0.3 * effort.seconds), effort)
-    rounds[contenders[0].name] = max(rounds.values())
+    left = max(effort.seconds - (time.perf_counter() - begin), 0.5 * effort.seconds)
+    waiting = {name: cost for name, cost in costs.items() if name not in once_is_enough}
+    rounds = dict.fromkeys(once_is_enough, 0) | _rounds(waiting, left, effort)
+    rounds[contenders[0].name] = max(*rounds.values(), effort.floor)
     begin = time.perf_counter()
     for turn in range(max(rounds.values())):
         if turn >= effort.least and time.perf_counter() - begin > left:
@@ -138,7 +143,7 @@ def _rounds(costs: dict[str, float], seconds: float, effort: Effort) -> dict[str
     """Return how many rounds each has, the fast first: what they do not need is there for the slow."""
     rounds = {}
     waiting = len(costs)
-    share = seconds / waiting
+    share = seconds / max(1, waiting)
     for name, cost in sorted(costs.items(), key=lambda item: item[1]):
         affordable = int(seconds / waiting / cost)
         own = effort.least if affordable >= effort.least else max(affordable, effort.floor)
