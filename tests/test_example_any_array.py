@@ -21,8 +21,8 @@ def example() -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(EXAMPLES))
         yield importlib.import_module("core_any_array")
-        for name in ("core_any_array", "_settings"):
-            sys.modules.pop(name, None)
+        for file in EXAMPLES.glob("*.py"):
+            sys.modules.pop(file.stem, None)
 
 
 @pytest.fixture(scope="module")

@@ -36,6 +36,7 @@ class Settings:
     length: int
     seed: int
     text: tuple[Path, ...]
+    weights: Path | None
     output: Path
     json: Path | None
     checkpoint: Path | None
@@ -180,6 +181,14 @@ def make_parser(description: str, optimizers: Iterable[str], picture: str) -> On
         default=argparse.SUPPRESS,
         help="files or folders to train on (default: the sources of Python's standard library)",
     )
+    add(
+        "--weights",
+        type=_writable,
+        metavar="PATH",
+        default=argparse.SUPPRESS,
+        help="start from the weights in this safetensors file; where there is none yet, write the "
+        "first weights there, for another framework to start from",
+    )
     add = parser.add_argument_group("results").add_argument
     add("--output", type=_picture, default=picture, metavar="PATH", help="picture to write")
     add(
@@ -243,6 +252,7 @@ def settings_from(
         length=given.seq_len,
         seed=given.seed,
         text=tuple(getattr(given, "text", [])),
+        weights=getattr(given, "weights", None),
         output=Path(given.output),
         json=getattr(given, "json", None),
         checkpoint=getattr(given, "checkpoint", None),
