@@ -27,6 +27,8 @@ class Contender:
     before: Callable[[], object] | None = None
     #: Seconds that a refresh may be expected to take; it is left out where there is no time for one.
     refresh_expected: float = 0.0
+    #: Seconds of a step that was done before, with what it needed to begin; zero if there was none.
+    first: float = 0.0
 
 
 @dataclass
@@ -114,12 +116,13 @@ def race(contenders: Sequence[Contender], effort: Effort) -> dict[str, Times]:
     repeats: dict[str, int] = {}
     costs: dict[str, float] = {}
     for contender in contenders:
-        once = _timed(contender, contender.step, 1)
+        # Where there is no time for a second one, this is its only round.
+        enough = effort.floor == 1 and contender.first > effort.seconds / 4
+        once = contender.first if enough else _timed(contender, contender.step, 1)
+        if enough:
+            times[contender.name].step.append(once)
         repeats[contender.name] = max(1, math.ceil(_SHORTEST / once))
         costs[contender.name] = once * repeats[contender.name]
-        # Where there is no time for a second one, this is its only round.
-        if effort.floor == 1 and costs[contender.name] > effort.seconds / 4:
-            times[contender.name].step.append(once)
     once_is_enough = [name for name, own in times.items() if own.step]
     begin = time.perf_counter()
     _refreshes(contenders, times, effort)
