@@ -1,4 +1,4 @@
-"""Sharded parameters in one process: their roles are those of the whole model, and what cannot be stepped is refused."""
+"""Sharded parameters in one process: roles are those of the whole model, and what cannot be stepped is refused."""
 
 import pytest
 import torch

@@ -74,8 +74,8 @@ class LowRankOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copied or unpickled optimizer; what it computes with is made anew."""
         super().__setstate__(state)
-        # A process group belongs to a process and goes into no copy.
-        self._process_group = None
+        # Loading a state dict comes here too and leaves the group; it belongs to a process and goes into no copy.
+        self._process_group = self.__dict__.get("_process_group")
         self._forget()
 
     def _forget(self) -> None:
