@@ -17,11 +17,11 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+from lowrank_core._files import replacing
 from lowrank_core.dct_adamw_config import DCTAdamWConfig
 from lowrank_core.layout import with_fitting_rank
 from lowrank_core.state import ArraySpec
@@ -189,7 +189,7 @@ def write(
         "rules": json.dumps(rules),
         "parameters": json.dumps(rows),
     }
-    with _replacing(Path(path)) as aside:
+    with replacing(Path(path)) as aside:
         save_file(arrays, aside, metadata=metadata)
 
 
@@ -305,28 +305,3 @@ def _check_arrays(what: str, stepped: Stepped, found: Mapping[str, ArraySpec]) -
 
 def _described(spec: ArraySpec | None) -> str:
     return "absent" if spec is None else f"{spec.dtype} of shape {spec.shape}"
-
-
-@contextmanager
-def needing_safetensors() -> Iterator[None]:
-    """Turn a failed import of safetensors, in the block, into an error that says what it is needed for."""
-    try:
-        yield
-    except ImportError as error:
-        raise ImportError(
-            "save_state and load_state need safetensors: pip install 'lowrank-core[safetensors]'"
-        ) from error
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give the name of a file to write aside, which then takes the place of ``path``."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        yield aside
-        with aside.open("rb+") as file:
-            # Or, after a power cut, the name might be there before the content is.
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -159,7 +159,7 @@ def test_the_slow_say_how_often_they_ran(monkeypatch):
     clock = Clock(monkeypatch)
     plain = _race.Contender("plain", clock.work(0.01))
     slow = _race.Contender("slow", clock.work(5.0))
-    dear = _race.Contender("dear", clock.work(0.01), clock.work(1.0), 200, None, 500.0)
+    dear = _race.Contender("dear", clock.work(0.01), clock.work(1.0), 200, refresh_expected=500.0)
     times = _race.race([plain, slow, dear], _race.Effort(30.0))
     assert len(times["plain"].step) >= _race.LEAST_ROUNDS
     assert times["slow"].remark() == f"{len(times['slow'].step)} rounds"

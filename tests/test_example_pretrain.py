@@ -37,8 +37,8 @@ def example() -> Iterator[ModuleType]:
         patch.setenv("OMP_WAIT_POLICY", "PASSIVE")
         yield importlib.import_module("pretrain_lm")
         torch.set_num_threads(threads)
-        for name in ("pretrain_lm", "_llama", "_report", "_settings", "_text"):
-            sys.modules.pop(name, None)
+        for file in EXAMPLES.glob("*.py"):
+            sys.modules.pop(file.stem, None)
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +193,7 @@ def test_interrupted_run_goes_on_exactly(
 
     arguments = command(checkpoint=broken, checkpoint_every=1000)
     with monkeypatch.context() as patch:
-        patch.setattr(example.LiveReport, "show", interrupt)
+        patch.setattr(example._job.LiveReport, "show", interrupt)
         capsys.readouterr()
         finished = (optimizer, step) == ("dct-adamw", STEPS)
         assert example.main(arguments) == (0 if finished else 130)
@@ -225,7 +225,7 @@ def test_killed_run_goes_on_from_the_last_save(
 
     arguments = command(checkpoint=broken, checkpoint_every=3)
     with monkeypatch.context() as patch:
-        patch.setattr(example.LiveReport, "show", kill)
+        patch.setattr(example._job.LiveReport, "show", kill)
         with pytest.raises(Killed):
             example.main(arguments)
     assert len(state_of(broken)["runs"][-1]["training"]) == 6
@@ -262,7 +262,7 @@ def test_interrupt_without_a_checkpoint_says_so(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(
-        example.LiveReport, "show", lambda _self, _run: signal.raise_signal(signal.SIGINT)
+        example._job.LiveReport, "show", lambda _self, _run: signal.raise_signal(signal.SIGINT)
     )
     # A job in the background inherits an ignored interrupt: what was there is what must come back.
     before = signal.getsignal(signal.SIGINT)
@@ -400,6 +400,58 @@ def test_broken_checkpoint_is_refused(
         example.main(command(checkpoint=checkpoint))
     assert stop.value.code == 2
     assert "--checkpoint: must be a file that this program saved" in capsys.readouterr().err
+
+
+def test_first_weights_are_written_once_and_started_from(
+    example: ModuleType,
+    command: Command,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    weights, files = (
+        tmp_path / "weights",
+        [tmp_path / name for name in ("first", "second", "other")],
+    )
+    for file, seed in zip(files[:2], (3, 4), strict=True):
+        # The seed decides the order of the text as well: the same one at the first step.
+        changes = {"steps": 1, "weights": weights, "optimizer": "adamw", "checkpoint": file}
+        assert example.main(command(seed=seed, **changes)) == 0
+        if seed == 3:
+            written = weights.read_bytes()
+    assert weights.read_bytes() == written
+    model = example.Llama(32, 1, 2, 16)
+    found = importlib.import_module("_weights").first_weights(
+        weights, {name: parameter.detach().numpy() for name, parameter in model.named_parameters()}
+    )
+    torch.manual_seed(3)
+    for name, parameter in example.Llama(32, 1, 2, 16).named_parameters():
+        np.testing.assert_array_equal(found[name], parameter.detach().numpy())
+    training = example.Training("adamw", 1e-3, _settings(example, command(seed=4, weights=weights)))
+    for name, parameter in training.model.named_parameters():
+        np.testing.assert_array_equal(found[name], parameter.detach().numpy())
+    for changes, said in (
+        ({"layers": 2, "weights": weights}, "must have blocks.1.attention.k.weight .* got none"),
+        ({"d_model": 64, "weights": weights}, r"must have .* of shape \(64, 64\), got \(32, 32\)"),
+        ({"weights": files[0]}, "must be a safetensors file, got"),
+    ):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            example.main(command(**changes))
+        assert stop.value.code == 2
+        assert re.search(f"argument --weights: {said}", capsys.readouterr().err)
+    weights.write_bytes(written[:-4] + bytes(4))
+    with pytest.raises(SystemExit):
+        example.main(
+            command(seed=3, steps=1, weights=weights, optimizer="adamw", checkpoint=files[0])
+        )
+    assert "belongs to a run with --weights" in capsys.readouterr().err
+
+
+def _settings(example: ModuleType, arguments: list[str]) -> Any:
+    settings = importlib.import_module("_settings")
+    parser = settings.make_parser("", example.OPTIMIZERS, example.PICTURE)
+    rates = {name: recipe.lr for name, recipe in example.OPTIMIZERS.items()}
+    return settings.settings_from(parser, arguments, rates)
 
 
 def test_runaway_loss_ends_with_advice(

@@ -191,6 +191,20 @@ def test_abstract_state_is_enough_to_load(tmp_path):
         np.testing.assert_array_equal(np.asarray(found), np.asarray(wanted))
 
 
+def test_arrays_are_placed_as_those_they_replace(tmp_path):
+    run = JaxRun("dct_adamw")
+    run.train(1)
+    run.save(tmp_path / "file")
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+    params = jax.tree.map(lambda leaf: jax.device_put(leaf, rows), run.params)
+    state = run.optimizer.init(params)
+    loaded = lowrank_jax.load_state(tmp_path / "file", run.optimizer, state, params)
+    for found, wanted in zip(jax.tree.leaves(loaded), jax.tree.leaves(state), strict=True):
+        assert isinstance(wanted.sharding, jax.sharding.NamedSharding)
+        assert found.sharding == wanted.sharding
+
+
 def test_steps_done_are_returned(tmp_path):
     run = TorchRun("dct_adamw")
     run.train(3)

@@ -1,4 +1,4 @@
-"""Sharded parameters: their roles are those of the whole model, and a low-rank step on them is refused."""
+"""Sharded parameters in one process: roles are those of the whole model, and what cannot be stepped is refused."""
 
 import pytest
 import torch
@@ -39,16 +39,30 @@ def test_roles_are_those_of_the_whole_model(process_group):
     assert parameter_roles(model) == parameter_roles(build())
 
 
-def test_low_rank_step_on_a_shard_is_refused(process_group):
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"side": "left"}, ValueError, "side must be 'auto' or 'right' where rows are sharded"),
+        ({"basis": "svd"}, NotImplementedError, "basis='svd' needs whole matrices"),
+        ({"split_sizes": [8, 16]}, NotImplementedError, "split_sizes needs rows that are whole"),
+    ],
+)
+def test_what_shards_do_not_allow_is_refused(options, kind, message, process_group):
     model = build()
     fully_shard(model)
-    message = r"parameters that are whole, got a DTensor for 1.weight; algorithm=\"adamw\""
-    with pytest.raises(NotImplementedError, match=message):
-        DCTAdamW(matrix_groups(model), rank=3)
+    with pytest.raises(kind, match=f"1.weight: {message}"):
+        DCTAdamW(matrix_groups(model, matrix=options), rank=3)
     optimizer = DCTAdamW([("whole", parameters((8, 6))[0])], rank=3)
-    with unchanged(optimizer), pytest.raises(NotImplementedError, match=message):
-        optimizer.add_param_group(matrix_groups(model)[0])
+    with unchanged(optimizer), pytest.raises(kind, match=f"1.weight: {message}"):
+        optimizer.add_param_group(matrix_groups(model, matrix=options)[0])
     assert len(optimizer.param_groups) == 1
+
+
+def test_side_follows_the_shards(process_group):
+    wide = nn.Linear(8, 4, bias=False)
+    assert DCTAdamW(wide.named_parameters(), rank=3).summary()[0].axis == -2
+    fully_shard(wide)
+    assert DCTAdamW(wide.named_parameters(), rank=3).summary()[0].axis == -1
 
 
 def test_full_adamw_on_shards_equals_torch_adamw(process_group):

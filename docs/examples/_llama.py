@@ -5,13 +5,10 @@ optimizer that treats matrices in its own way sees them as a user's model would 
 Shapes are written with B = batch, T = sequence length, D = model width, H = heads.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
+from _weights import BYTES, deviation, feed_forward_width
 from torch import Tensor, nn
-
-BYTES = 256
 
 
 class RMSNorm(nn.Module):
@@ -102,8 +99,7 @@ class Llama(nn.Module):
 
     def __init__(self, width: int, layers: int, heads: int, length: int) -> None:
         super().__init__()
-        # Three matrices at 8/3 of the width hold as much as the usual two at 4 times.
-        hidden = math.ceil(width * 8 / 3 / 32) * 32
+        hidden = feed_forward_width(width)
         self.embedding = nn.Embedding(BYTES, width)
         self.blocks = nn.ModuleList(Block(width, heads, hidden) for _ in range(layers))
         self.norm = RMSNorm(width)
@@ -113,10 +109,7 @@ class Llama(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
-                # Scaled down, so that the stream does not grow with the depth of the model.
-                into_stream = name.endswith(("attention.o.weight", "feed_forward.down.weight"))
-                scale = 1 / math.sqrt(2 * layers) if into_stream else 1.0
-                nn.init.normal_(parameter, std=0.02 * scale)
+                nn.init.normal_(parameter, std=deviation(name, layers))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits ``(B, T, 256)`` for tokens ``(B, T)``."""

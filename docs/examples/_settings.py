@@ -36,6 +36,7 @@ class Settings:
     length: int
     seed: int
     text: tuple[Path, ...]
+    weights: Path | None
     output: Path
     json: Path | None
     checkpoint: Path | None
@@ -58,7 +59,7 @@ class Settings:
         }
 
 
-def _whole(least: int) -> Callable[[str], int]:
+def whole(least: int) -> Callable[[str], int]:
     def convert(text: str) -> int:
         try:
             value = int(text)
@@ -71,7 +72,7 @@ def _whole(least: int) -> Callable[[str], int]:
     return convert
 
 
-def _learning_rate(text: str) -> float:
+def learning_rate(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
@@ -81,9 +82,9 @@ def _learning_rate(text: str) -> float:
     return value
 
 
-def _rank(text: str) -> int | float:
+def rank(text: str) -> int | float:
     try:
-        return _whole(1)(text)
+        return whole(1)(text)
     except argparse.ArgumentTypeError:
         pass
     try:
@@ -143,7 +144,7 @@ def make_parser(description: str, optimizers: Iterable[str], picture: str) -> On
     add(
         "--lr",
         nargs="+",
-        type=_learning_rate,
+        type=learning_rate,
         metavar="RATE",
         help="one peak learning rate for all optimizers, or one for each "
         "(default: each optimizer's own)",
@@ -151,7 +152,7 @@ def make_parser(description: str, optimizers: Iterable[str], picture: str) -> On
     )
     add(
         "--rank",
-        type=_rank,
+        type=rank,
         default=0.25,
         help="of the low-rank optimizers: columns kept of each matrix, or the fraction of its "
         "shorter side",
@@ -165,13 +166,13 @@ def make_parser(description: str, optimizers: Iterable[str], picture: str) -> On
         help="pass a keyword to the low-rank optimizers, such as score=l1; may be repeated",
     )
     add = parser.add_argument_group("model and data").add_argument
-    add("--steps", type=_whole(1), default=300, help="training steps")
-    add("--d-model", type=_whole(1), default=256, help="width of the model")
-    add("--layers", type=_whole(1), default=4, help="number of blocks")
-    add("--heads", type=_whole(1), default=4, help="attention heads of a block")
-    add("--batch", type=_whole(1), default=8, help="windows of text in a step")
-    add("--seq-len", type=_whole(1), default=128, help="bytes in a window")
-    add("--seed", type=_whole(0), default=0, help="of the first weights and the data order")
+    add("--steps", type=whole(1), default=300, help="training steps")
+    add("--d-model", type=whole(1), default=256, help="width of the model")
+    add("--layers", type=whole(1), default=4, help="number of blocks")
+    add("--heads", type=whole(1), default=4, help="attention heads of a block")
+    add("--batch", type=whole(1), default=8, help="windows of text in a step")
+    add("--seq-len", type=whole(1), default=128, help="bytes in a window")
+    add("--seed", type=whole(0), default=0, help="of the first weights and the data order")
     add(
         "--text",
         nargs="+",
@@ -179,6 +180,14 @@ def make_parser(description: str, optimizers: Iterable[str], picture: str) -> On
         metavar="PATH",
         default=argparse.SUPPRESS,
         help="files or folders to train on (default: the sources of Python's standard library)",
+    )
+    add(
+        "--weights",
+        type=_writable,
+        metavar="PATH",
+        default=argparse.SUPPRESS,
+        help="start from the weights in this safetensors file; where there is none yet, write the "
+        "first weights there, for another framework to start from",
     )
     add = parser.add_argument_group("results").add_argument
     add("--output", type=_picture, default=picture, metavar="PATH", help="picture to write")
@@ -198,7 +207,7 @@ def make_parser(description: str, optimizers: Iterable[str], picture: str) -> On
     )
     add(
         "--checkpoint-every",
-        type=_whole(1),
+        type=whole(1),
         default=25,
         metavar="STEPS",
         help="steps between savings",
@@ -243,6 +252,7 @@ def settings_from(
         length=given.seq_len,
         seed=given.seed,
         text=tuple(getattr(given, "text", [])),
+        weights=getattr(given, "weights", None),
         output=Path(given.output),
         json=getattr(given, "json", None),
         checkpoint=getattr(given, "checkpoint", None),

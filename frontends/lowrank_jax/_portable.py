@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from lowrank_core._files import needing_safetensors
 from lowrank_core.portable import (
     Names,
     Saved,
     Stepped,
     file_names,
-    needing_safetensors,
     read,
     stepped_by_adamw,
     stepped_by_rule,
@@ -27,17 +26,14 @@ from lowrank_jax._axes import (
     MatrixAxes,
     ResolvedAxes,
     axes_of_leaves,
-    path_of,
     resolve_axes,
 )
+from lowrank_jax._marks import ArrayMark, CountMark, marks_of
 from lowrank_jax._plans import Plan, plans_of
 from lowrank_jax._precision import compute_dtype
-from lowrank_jax._scale import ScaleByLowRankState
 
 # Names that Flax gives to what PyTorch calls a weight.
 _WEIGHTS = {"kernel", "embedding", "scale"}
-# Adam's moments, by their names in a file.
-_ADAM = {"first_moment": "mu", "second_moment": "nu"}
 
 
 def save_state(
@@ -154,75 +150,6 @@ class _Row(NamedTuple):
         return self.axes.from_matrix(array, self.shape)
 
 
-@dataclass(frozen=True)
-class _Array:
-    """Stands in a state's tree for an array of the state of a leaf."""
-
-    path: str
-    name: str
-
-
-@dataclass(frozen=True)
-class _Count:
-    """Stands in a state's tree for a step count: of the leaves with these paths, or of the whole run."""
-
-    paths: tuple[str, ...] = ()
-
-
-def _marked(state: Any) -> Any:
-    """Return ``state`` with an `_Array` or a `_Count` in the place of what files hold, and ``...`` elsewhere."""
-    known = (
-        ScaleByLowRankState,
-        optax.ScaleByAdamState,
-        optax.ScaleByScheduleState,
-        optax.InjectStatefulHyperparamsState,
-    )
-
-    def arrays(tree: Any, name: str) -> Any:
-        return jax.tree_util.tree_map_with_path(lambda keys, _: _Array(path_of(keys), name), tree)
-
-    def adam(node: Any, beside: Any = ()) -> Any:
-        moments = {field: arrays(getattr(node, field), name) for name, field in _ADAM.items()}
-        paths = dict.fromkeys(array.path for array in jax.tree.leaves((beside, moments)))
-        return node._replace(count=_Count(tuple(paths)), **moments)
-
-    def schedule(node: Any) -> Any:
-        return node._replace(count=_Count()) if hasattr(node, "count") else node
-
-    def mark(node: Any) -> Any:
-        if isinstance(node, ScaleByLowRankState):
-            fields = node.matrices._asdict().items()
-            own = {name: arrays(tree, name) for name, tree in fields if tree is not None}
-            return ScaleByLowRankState(adam(node.adam, own), node.matrices._replace(**own))
-        if isinstance(node, optax.ScaleByAdamState):
-            return adam(node)
-        if isinstance(node, optax.ScaleByScheduleState):
-            return schedule(node)
-        if isinstance(node, optax.InjectStatefulHyperparamsState):
-            own = {name: schedule(one) for name, one in node.hyperparams_states.items()}
-            kept = jax.tree.map(lambda _: ..., node.hyperparams)
-            inner = _marked(node.inner_state)
-            return schedule(node)._replace(
-                hyperparams=kept, hyperparams_states=own, inner_state=inner
-            )
-        return ...
-
-    return jax.tree.map(mark, state, is_leaf=lambda node: isinstance(node, known))
-
-
-def _marks(state: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield mark and array of every leaf of a state."""
-    if not any(map(_is_low_rank, jax.tree.leaves(state, is_leaf=_is_low_rank))):
-        raise ValueError(
-            "state must be of a low-rank transformation, got no ScaleByLowRankState in it"
-        )
-    yield from zip(jax.tree.leaves(_marked(state)), jax.tree.leaves(state), strict=True)
-
-
-def _is_low_rank(node: Any) -> bool:
-    return isinstance(node, ScaleByLowRankState)
-
-
 def _rows(
     optimizer: optax.GradientTransformation, state: Any, params: Any, names: Names, rule: AxesRule
 ) -> list[_Row]:
@@ -230,10 +157,10 @@ def _rows(
     plans = plans_of(optimizer, params)
     dtypes: dict[str, str] = {}
     counted: set[str] = set()
-    for mark, array in _marks(state):
-        if isinstance(mark, _Array):
+    for mark, array in marks_of(state):
+        if isinstance(mark, ArrayMark):
             dtypes[mark.path] = jnp.dtype(array.dtype).name
-        elif isinstance(mark, _Count):
+        elif isinstance(mark, CountMark):
             for path in mark.paths:
                 if path in counted:
                     raise ValueError(
@@ -265,10 +192,10 @@ def _saved(state: Any, rows: list[_Row]) -> list[Saved]:
     counts: dict[str, int] = {}
     arrays: dict[str, dict[str, jax.Array]] = {row.path: {} for row in rows}
     by_path = {row.path: row for row in rows}
-    for mark, array in _marks(state):
-        if isinstance(mark, _Array):
+    for mark, array in marks_of(state):
+        if isinstance(mark, ArrayMark):
             arrays[mark.path][mark.name] = by_path[mark.path].to_file(array)
-        elif isinstance(mark, _Count):
+        elif isinstance(mark, CountMark):
             counts |= dict.fromkeys(mark.paths, int(array))
     return [Saved(counts[row.path], arrays[row.path]) for row in rows]
 
@@ -288,9 +215,9 @@ def _restored(state: Any, found: Mapping[str, tuple[_Row, Saved]]) -> Any:
         return next(iter(steps), whole)
 
     def new(mark: Any, old: Any) -> Any:
-        if isinstance(mark, _Count):
+        if isinstance(mark, CountMark):
             value = jnp.asarray(count(mark.paths), dtype=old.dtype)
-        elif isinstance(mark, _Array):
+        elif isinstance(mark, ArrayMark):
             row, saved = found[mark.path]
             if mark.name not in saved.arrays:
                 raise ValueError(
@@ -301,7 +228,7 @@ def _restored(state: Any, found: Mapping[str, tuple[_Row, Saved]]) -> Any:
             return old
         return jax.device_put(value, getattr(old, "sharding", None))
 
-    leaves = [new(mark, old) for mark, old in _marks(state)]
+    leaves = [new(mark, old) for mark, old in marks_of(state)]
     return jax.tree.unflatten(jax.tree.structure(state), leaves)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,55 +12,84 @@ from torch.optim.adamw import adamw
 from lowrank_core.ops import Ops
 from lowrank_torch._apply import Dither, write
 from lowrank_torch._plan import Member
+from lowrank_torch._sharding import Spread, is_sharded, local_gradient, local_of
+from lowrank_torch._slabs import as_state, own_rows, placed
 
 _WIDE = (torch.float32, torch.float64)
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def adamw_step(members: Sequence[Member], group: Mapping[str, Any], ops: Ops) -> None:
-    """Do one AdamW step on every parameter of a group, making its state first where there is none."""
-    wide: list[Member] = []
+def make_adamw_state(member: Member, spread: Spread | None) -> None:
+    """Give a parameter the state before its first step; in ``spread`` is how it is shared out."""
+    parameter, state = member.parameter, member.state
+    dtype = parameter.dtype if parameter.dtype in _WIDE else torch.float32
+    # A number that the host reads: on the CPU whatever the default device, and by `tensor`, which
+    # unlike `zeros` has a value under FakeTensorMode too.
+    state["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
+    for name in _MOMENTS:
+        if spread is None:
+            state[name] = torch.zeros_like(parameter, dtype=dtype)
+        else:
+            own = torch.zeros_like(own_rows(parameter, spread), dtype=dtype)
+            state[name] = as_state(own, parameter.shape, spread, spread.placements)
+
+
+def place_adamw_state(state: dict[str, Any], parameter: Any, spread: Spread | None) -> None:
+    """Lay loaded state out as its parameter is, or as it is shared out.
+
+    Raises
+    ------
+    ValueError
+        If it is sharded and should not be, or otherwise.
+    """
+    if is_sharded(parameter):
+        spread = Spread(parameter.device_mesh, parameter.placements)
+    for name in _MOMENTS:
+        placements = () if spread is None else spread.placements
+        state[name] = placed(state[name], spread, placements, name)
+
+
+def adamw_step(
+    members: Sequence[Member], group: Mapping[str, Any], ops: Ops, spread: Spread | None = None
+) -> None:
+    """Do one AdamW step on parameters of a group, on this rank's part alone where they are shared out."""
+    wide: list[_Target] = []
     for member in members:
-        parameter, state, stream = member.parameter, member.state, member.stream
-        if not state:
-            dtype = parameter.dtype if parameter.dtype in _WIDE else torch.float32
-            # A number that the host reads: on the CPU whatever the default device, and by `tensor`, which
-            # unlike `zeros` has a value under FakeTensorMode too.
-            state["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
-            state["exp_avg"] = torch.zeros_like(parameter, dtype=dtype)
-            state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=dtype)
-        if parameter.dtype in _WIDE:
-            wide.append(member)
+        values, gradient = local_of(member.parameter), local_gradient(member.parameter)
+        if spread is not None:
+            values, gradient = own_rows(values, spread), own_rows(gradient, spread)
+        state = {name: local_of(value) for name, value in member.state.items()}
+        if values.dtype in _WIDE:
+            wide.append(_Target(values, gradient, state))
         else:
             # Arithmetic in float32, one parameter's copy at a time; the write rounds once.
-            copy = parameter.float()
-            _run([copy], [_gradient(parameter).float()], [state], group)
-            dither = Dither(stream, int(state["step"])) if group["stochastic_rounding"] else None
-            write(parameter, copy, dither, ops)
+            copy = values.float()
+            _run([_Target(copy, gradient.float(), state)], group)
+            dither = None
+            if group["stochastic_rounding"]:
+                dither = Dither(member.stream, int(state["step"]))
+            write(values, copy, dither, ops)
     if wide:
-        chosen = [member.parameter for member in wide]
-        gradients = [_gradient(parameter) for parameter in chosen]
-        _run(chosen, gradients, [member.state for member in wide], group)
+        _run(wide, group)
 
 
-def _gradient(parameter: Tensor) -> Tensor:
-    assert parameter.grad is not None  # noqa: S101 - the caller passes none without; this tells the type checker
-    return parameter.grad
+class _Target(NamedTuple):
+    """What is stepped of one parameter on this rank."""
+
+    values: Tensor
+    gradient: Tensor
+    state: dict[str, Any]
 
 
-def _run(
-    parameters: list[Tensor],
-    gradients: list[Tensor],
-    states: list[dict[str, Any]],
-    group: Mapping[str, Any],
-) -> None:
+def _run(targets: Sequence[_Target], group: Mapping[str, Any]) -> None:
     beta1, beta2 = group["betas"]
     adamw(
-        parameters,
-        gradients,
-        [state["exp_avg"] for state in states],
-        [state["exp_avg_sq"] for state in states],
+        [target.values for target in targets],
+        [target.gradient for target in targets],
+        [target.state["exp_avg"] for target in targets],
+        [target.state["exp_avg_sq"] for target in targets],
         [],
-        [state["step"] for state in states],
+        [target.state["step"] for target in targets],
         amsgrad=False,
         beta1=beta1,
         beta2=beta2,

@@ -46,7 +46,7 @@ def apply_update(
         target = matrices.narrow(dim, start, length)
         delta: Any = materialize(slice_across(update, slice(start, start + length)), ops=ops)
         place = None if dither is None else dither._replace(place=dither.place + start)
-        _move(target, delta, rate, decay, place, ops)
+        move(target, delta, rate, decay, place, ops)
 
 
 def apply_stacked(
@@ -61,10 +61,10 @@ def apply_stacked(
     """Do what `apply_update` does for each of ``targets`` with its part of the ``update`` of their stack."""
     deltas: Any = materialize(update, ops=ops)
     for target, delta, dither in zip(targets, deltas.unbind(), dithers, strict=True):
-        _move(target, delta, rate, decay, dither, ops)
+        move(target, delta, rate, decay, dither, ops)
 
 
-def _move(
+def move(
     target: Tensor,
     delta: Tensor,
     rate: float | Tensor,

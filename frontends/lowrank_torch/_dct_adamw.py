@@ -104,7 +104,10 @@ class DCTAdamW(LowRankOptimizer):
         weight_decay: float = 0.01,
         *,
         rank: int | float,
+        process_group: Any = None,
         **options: Any,
     ) -> None:
         own = {"lr": lr, "weight_decay": weight_decay}
-        super().__init__(params, {"rank": rank, "betas": betas, "eps": eps, **options}, own)
+        super().__init__(
+            params, {"rank": rank, "betas": betas, "eps": eps, **options}, own, process_group
+        )

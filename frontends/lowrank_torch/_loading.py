@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from lowrank_torch._sharding import is_sharded
+
 
 class Fits(Protocol):
     """What is asked of an optimizer here."""
@@ -74,6 +76,16 @@ def check_shapes(
             raise ValueError(
                 f"{what} must fit the model and its options: {key} of {name} is of shape "
                 f"{wanted.get(key, 'absent')} by these, got {found.get(key, 'absent')}"
+            )
+
+
+def check_whole(state: Mapping[str, Any], name: str) -> None:
+    """Raise ``ValueError`` if state of a parameter that every rank has and steps is sharded."""
+    for key, value in state.items():
+        if is_sharded(value):
+            raise ValueError(
+                f"the optimizer's state must be whole where parameters are, got a DTensor for {key} of {name}; an "
+                "optimizer with process_group cannot be copied without it"
             )
 
 

@@ -68,10 +68,11 @@ def matrix_shapes(shape: Sequence[int], group: Mapping[str, Any]) -> list[tuple[
     return shapes
 
 
-def matrix_views(tensor: Tensor, group: Mapping[str, Any]) -> list[Tensor]:
+def matrix_views(
+    tensor: Tensor, shapes: Sequence[tuple[int, ...]], batch_dims: int
+) -> list[Tensor]:
     """Return the stacks of matrices of `matrix_shapes`, as views of ``tensor``, which is laid out as matrices."""
-    shapes = matrix_shapes(tensor.shape, group)
-    batch_dims, start, views = group["batch_dims"], 0, []
+    start, views = 0, []
     for shape in shapes:
         rows = math.prod(shape[batch_dims:-1])
         views.append(tensor.narrow(batch_dims, start, rows).view(shape))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 from collections.abc import Callable, Container, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, ClassVar
@@ -16,14 +15,24 @@ from torch.optim import Optimizer
 from lowrank_core import ops_for_namespace, state_bytes
 from lowrank_core._checks import check_choice, check_known, check_number
 from lowrank_core.constants import Constants
-from lowrank_core.layout import with_fitting_rank
 from lowrank_core.portable import Names
-from lowrank_torch._adamw import adamw_step
-from lowrank_torch._loading import check_loadable, check_shapes, parameter_name
+from lowrank_torch._adamw import adamw_step, make_adamw_state, place_adamw_state
+from lowrank_torch._exchange import Exchange, Job, Traffic
+from lowrank_torch._loading import check_loadable, check_shapes, check_whole, parameter_name
 from lowrank_torch._matrices import SHAPE_OPTIONS, check_shape_options
 from lowrank_torch._plan import Member, Plan, plan_for
 from lowrank_torch._portable import load_state, save_state
-from lowrank_torch._stacks import Rule, make_state, project_blocks, stacks_of, step_stack
+from lowrank_torch._sharding import Spread, is_sharded, slab_of
+from lowrank_torch._slabs import gather_rows
+from lowrank_torch._stacks import (
+    Rule,
+    held_bytes,
+    make_state,
+    place_state,
+    project_blocks,
+    stacks_of,
+    step_stack,
+)
 from lowrank_torch._treatment import Treatment
 
 #: Keys of a group that are no options: what PyTorch and its schedulers keep there.
@@ -41,8 +50,17 @@ class LowRankOptimizer(Optimizer):
     _rule: ClassVar[Rule]
     #: Whether the rule also takes matrices with no more basis vectors than its rank.
     _whole_ranks: ClassVar[bool] = False
+    #: Bytes that sharded steps may hold, in float32 copies and coefficients, while they wait for a collective: how much
+    #: goes into one. With more, what is waiting is sent, and is on its way while further steps begin.
+    window_bytes: int = 2**29
 
-    def __init__(self, params: Any, options: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        params: Any,
+        options: Mapping[str, Any],
+        own: Mapping[str, Any],
+        process_group: Any = None,
+    ) -> None:
         """Check ``options`` (fields of the configuration) and ``own`` (of the frontend), and add the groups."""
         fields = {field.name: field for field in dataclasses.fields(self._config_type)}
         defaults = {name: field.default for name, field in fields.items()}
@@ -50,12 +68,15 @@ class LowRankOptimizer(Optimizer):
         defaults |= dict.fromkeys(("maximize", "stochastic_rounding"), False)
         defaults |= {"foreach": True, **own}
         check_known(type(self).__name__, options, defaults)
+        self._process_group = process_group
         self._forget()
         super().__init__(params, defaults | dict(options))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copied or unpickled optimizer; what it computes with is made anew."""
         super().__setstate__(state)
+        # Loading a state dict comes here too and leaves the group; it belongs to a process and goes into no copy.
+        self._process_group = self.__dict__.get("_process_group")
         self._forget()
 
     def _forget(self) -> None:
@@ -64,6 +85,8 @@ class LowRankOptimizer(Optimizer):
         self._ops = ops_for_namespace(torch).holding(Constants())
         self._plans: dict[Tensor, tuple[Any, Plan]] = {}
         self._projected: dict[Tensor, list[Tensor]] = {}
+        self._slabs: dict[str, Spread | None] = {}
+        self._exchange = Exchange(self.window_bytes)
 
     # -- groups --------------------------------------------------------------------------------
 
@@ -74,25 +97,18 @@ class LowRankOptimizer(Optimizer):
             self.check_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
         try:
-            self._check_parameters(self.param_groups[-1], len(self.param_groups) - 1)
+            self._check_parameters(self.param_groups[-1])
         except (NotImplementedError, ValueError):
             self.param_groups.pop()
             raise
 
-    def _check_parameters(self, group: Mapping[str, Any], place: int) -> None:
+    def _check_parameters(self, group: Mapping[str, Any]) -> None:
         """Raise unless every parameter of a group can be stepped as its options say."""
         config = self.check_options(group)
-        for index, parameter in enumerate(group["params"]):
+        for parameter in group["params"]:
             plan = self._plan(parameter, group, config)
-            if plan.full:
-                continue
-            if _is_sharded(parameter):
-                raise NotImplementedError(
-                    f"low-rank steps need parameters that are whole, got a DTensor for "
-                    f'{parameter_name(group, place, index)}; algorithm="adamw" in its group gives it full AdamW'
-                )
-            for shape in plan.blocks:
-                with_fitting_rank(config, shape).layout(shape)
+            for block, shape in enumerate(plan.blocks):
+                plan.fitted(config, block).layout(shape)
 
     def check_options(self, group: Mapping[str, Any]) -> Any:
         """Return the core's configuration of a group, every option checked."""
@@ -118,13 +134,32 @@ class LowRankOptimizer(Optimizer):
         known = self._plans.get(parameter)
         if known is not None and known[0] == structure:
             return known[1]
-        plan = plan_for(parameter.shape, group, config, whole_ranks=self._whole_ranks)
+        slab = self._slab(parameter)
+        try:
+            plan = plan_for(parameter, group, config, whole_ranks=self._whole_ranks, slab=slab)
+        except (NotImplementedError, ValueError) as error:
+            if slab is None and not is_sharded(parameter):
+                raise
+            raise type(error)(f"{self._name_of(parameter)}: {error}") from error
         state = self.state.get(parameter)
         if state:
             wanted = plan.state_shapes(parameter.shape, config)
             check_shapes("the optimizer's state", state, wanted, self._name_of(parameter))
+            if plan.spread is None and not is_sharded(parameter):
+                check_whole(state, self._name_of(parameter))
             self._plans[parameter] = structure, plan
         return plan
+
+    def _slab(self, parameter: Tensor) -> Spread | None:
+        """Return how a parameter that every rank has is shared out."""
+        if self._process_group is None or parameter.ndim < 2 or is_sharded(parameter):
+            return None
+        kind = parameter.device.type
+        if kind not in self._slabs:
+            from torch.distributed.device_mesh import DeviceMesh
+
+            self._slabs[kind] = slab_of(DeviceMesh.from_group(self._process_group, kind))
+        return self._slabs[kind]
 
     def _name_of(self, parameter: Tensor) -> str:
         """Return a parameter's name, or its place."""
@@ -150,7 +185,7 @@ class LowRankOptimizer(Optimizer):
         if plan.full:
             size = 2 * parameter.numel() * (8 if dtype == "float64" else 4)
             return Treatment(name, shape, "adamw", None, None, size, plan.reason)
-        fitted = [with_fitting_rank(config, block) for block in plan.blocks]
+        fitted = [plan.fitted(config, block) for block in range(len(plan.blocks))]
         size = sum(map(partial(state_bytes, dtype=dtype), plan.blocks, fitted))
         layout = fitted[0].layout(plan.blocks[0])
         return Treatment(name, shape, self.algorithm, layout.rank, layout.axis, size, "")
@@ -194,14 +229,19 @@ class LowRankOptimizer(Optimizer):
         for group, config in zip(self.param_groups, configs, strict=True):
             work.append(self._members(group, config, first, chosen))
             first += len(group["params"])
+        jobs: list[Job] = []
         for group, config, (matrices, rest) in zip(self.param_groups, configs, work, strict=True):
-            ready = self._with_state(matrices, group, config)
-            for plan, stack in stacks_of(ready, group, config):
-                step_stack(stack, plan, self._rule, config, group, self._ops)
-            if rest:
-                adamw_step(
-                    [m._replace(state=self.state[m.parameter]) for m in rest], group, self._ops
-                )
+            ready = self._with_state(matrices, rest, group, config)
+            for plan, stack in stacks_of([one for one in ready if not one[1].full], group, config):
+                arguments = (stack, plan, self._rule, config, group, self._ops, self._exchange)
+                jobs.append(Job(held_bytes(stack, plan), partial(step_stack, *arguments)))
+            jobs += self._adamw_jobs([one for one in ready if one[1].full], group)
+        if any(plan.spread for matrices, rest in work for _, plan in (*matrices, *rest)):
+            self._exchange.run(jobs)
+        else:
+            for job in jobs:
+                job.run()
+        self._exchange.ledger.close()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget all gradients, those that were kept projected among them."""
@@ -222,12 +262,12 @@ class LowRankOptimizer(Optimizer):
             raise ValueError("parameter must be one of the optimizer's")
         config, state = self.check_options(group), self.state.get(parameter)
         plan = self._plan(parameter, group, config)
-        if plan.full or not state or self._rule.project is None:
+        if plan.full or plan.spread or not state or self._rule.project is None:
             return False
         if not config.projects or config.refreshes(state["step"] + 1):
             return False
         member = Member(parameter, state, stream=0)
-        parts = project_blocks(member, plan, self._rule, config, group, self._ops)
+        parts = project_blocks(member, plan, self._rule, config, group["batch_dims"], self._ops)
         kept = self._projected.get(parameter)
         self._projected[parameter] = (
             parts if kept is None else [a.add_(b) for a, b in zip(kept, parts, strict=True)]
@@ -235,28 +275,62 @@ class LowRankOptimizer(Optimizer):
         parameter.grad = None
         return True
 
+    def _adamw_jobs(
+        self, members: list[tuple[Member, Plan]], group: Mapping[str, Any]
+    ) -> list[Job]:
+        """Return the work of stepping the members of a group that get AdamW, of which some may be shared out."""
+        jobs = []
+        for spread in {plan.spread: None for _, plan in members}:
+            own = [member for member, plan in members if plan.spread == spread]
+            jobs.append(Job(0, partial(adamw_step, own, group, self._ops, spread)))
+            if spread is not None:
+                jobs += [
+                    Job(p.nbytes, partial(gather_rows, p, spread, self._exchange))
+                    for p in (member.parameter for member in own)
+                ]
+        return jobs
+
+    def communication_report(self) -> dict[str, Traffic]:
+        """Return what the optimizer's collectives moved in the last step, by their kind.
+
+        Returns
+        -------
+        dict
+            For each of ``"all_reduce"``, ``"all_gather"`` and ``"all_to_all"`` that were issued, their number and the
+            bytes of their results on this rank. What FSDP or DDP move by themselves is not in it.
+        """
+        return dict(self._exchange.ledger.last)
+
     def _with_state(
-        self, matrices: list[tuple[Member, Plan]], group: Mapping[str, Any], config: Any
+        self,
+        matrices: list[tuple[Member, Plan]],
+        rest: list[tuple[Member, Plan]],
+        group: Mapping[str, Any],
+        config: Any,
     ) -> list[tuple[Member, Plan]]:
         """Make the state of those that have none yet; return all but those whose step is to have state alone."""
-        ready = []
-        for member, plan in matrices:
+        ready, new = [], []
+        for member, plan in (*matrices, *rest):
             if not member.state:
                 member = member._replace(state=self.state[member.parameter])
-                make_state(member, plan, self._rule, config)
-                if _is_no_step(member.parameter.grad, group["lr"]):
-                    continue
+                if plan.full:
+                    make_adamw_state(member, plan.spread)
+                else:
+                    make_state(member, plan, self._rule, config, group["batch_dims"])
+                new.append(member.parameter)
             ready.append((member, plan))
-        return ready
+        idle = self._exchange.idle(new) if new and _is_no_rate(group["lr"]) else []
+        return [one for one in ready if not any(one[0].parameter is p for p in idle)]
 
     def _members(
         self, group: dict[str, Any], config: Any, first: int, chosen: Container[Tensor] | None
-    ) -> tuple[list[tuple[Member, Plan]], list[Member]]:
-        """Return the parameters of a group to step as matrices, each with its plan, and those to step by AdamW.
+    ) -> tuple[list[tuple[Member, Plan]], list[tuple[Member, Plan]]]:
+        """Return the parameters of a group to step as matrices and those to step by AdamW, each with its plan.
 
         The first of the group is number ``first`` among all. Nothing is changed before all have been checked.
         """
-        matrices, rest = [], []
+        matrices: list[tuple[Member, Plan]] = []
+        rest: list[tuple[Member, Plan]] = []
         for stream, parameter in enumerate(group["params"], start=first):
             projected = self._projected.get(parameter)
             unasked = chosen is not None and parameter not in chosen
@@ -272,10 +346,7 @@ class LowRankOptimizer(Optimizer):
                 )
             plan = self._plan(parameter, group, config)
             member = Member(parameter, self.state.get(parameter, {}), stream, projected)
-            if plan.full:
-                rest.append(member)
-            else:
-                matrices.append((member, plan))
+            (rest if plan.full else matrices).append((member, plan))
         return matrices, rest
 
     # -- loading -------------------------------------------------------------------------------
@@ -304,6 +375,7 @@ class LowRankOptimizer(Optimizer):
                     if isinstance(value, Tensor):
                         device = value.device if name == "step" else parameter.device
                         self.state[parameter][name] = value.to(device, copy=True)
+            self._place_state()
 
         # Last among the hooks before and first among those after, so that the user's own see and make whole
         # state dicts.
@@ -316,6 +388,20 @@ class LowRankOptimizer(Optimizer):
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _place_state(self) -> None:
+        """Lay loaded state out as its parameters are."""
+        for group in self.param_groups:
+            config = self.check_options(group)
+            for parameter in group["params"]:
+                state = self.state.get(parameter)
+                if not state:
+                    continue
+                plan = self._plan(parameter, group, config)
+                if not plan.full:
+                    place_state(state, plan, config, group["batch_dims"])
+                    continue
+                place_adamw_state(state, parameter, plan.spread)
 
     def save_state(self, path: str | os.PathLike[str], names: Names = None) -> None:
         """Write the state to a file that `lowrank_jax.load_state` and `load_state` go on from.
@@ -339,6 +425,7 @@ class LowRankOptimizer(Optimizer):
         TypeError, ValueError
             If ``names`` do not fit, or the state no longer fits the options; nothing has been written then.
         """
+        self._check_portable()
         save_state(self, path, names)
 
     @torch.no_grad()
@@ -371,7 +458,15 @@ class LowRankOptimizer(Optimizer):
             If ``names`` do not fit, or the file is damaged, or of another version, model or way to step it; the message
             names the first difference. Nothing has changed then.
         """
+        self._check_portable()
         return load_state(self, path, names)
+
+    def _check_portable(self) -> None:
+        if self._process_group is not None:
+            raise NotImplementedError(
+                "save_state and load_state need state that is whole, which with process_group it is not; "
+                "torch.distributed.checkpoint saves sharded state"
+            )
 
     @cached_property
     def structural_options(self) -> tuple[str, ...]:
@@ -399,24 +494,17 @@ def _check_rate(rate: float | Tensor) -> None:
             check_number("lr", rate.item(), low=0)
 
 
-def _is_no_step(gradient: Any, rate: float | Tensor) -> bool:
-    """Return whether neither rate nor gradient is other than zero.
+def _is_no_rate(rate: float | Tensor) -> bool:
+    """Return whether a rate can be read and is zero.
 
-    `torch.distributed.checkpoint` does such a step to have state. Counted, it would choose the columns to keep until
-    the next refresh by a gradient of zero.
+    With gradients of zero, `torch.distributed.checkpoint` does a step at such a rate to have state. Counted, it would
+    choose the columns to keep until the next refresh by a gradient of zero.
     """
-    readable = type(gradient) is Tensor and gradient.device.type != "meta"
-    if torch.compiler.is_compiling() or not readable:
+    if torch.compiler.is_compiling():
         return False
     if isinstance(rate, Tensor) and (type(rate) is not Tensor or rate.device.type != "cpu"):
         return False
-    return bool(rate == 0) and not bool(gradient.any())
-
-
-def _is_sharded(parameter: Tensor) -> bool:
-    # Whoever has a DTensor has imported its module; importing it for everybody takes long.
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(parameter, module.DTensor)
+    return bool(rate == 0)
 
 
 def _check_gradient(gradient: Tensor, name: Callable[[], str]) -> None:

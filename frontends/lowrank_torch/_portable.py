@@ -9,12 +9,12 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from lowrank_core._files import needing_safetensors
 from lowrank_core.portable import (
     Names,
     Saved,
     Stepped,
     file_names,
-    needing_safetensors,
     read,
     stepped_by_adamw,
     stepped_by_rule,

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from lowrank_core import LowRankUpdate
-from lowrank_core.layout import with_fitting_rank
 from lowrank_core.ops import Ops
-from lowrank_torch._apply import Dither, apply_stacked, apply_update
+from lowrank_torch._apply import Dither
+from lowrank_torch._exchange import Exchange
 from lowrank_torch._matrices import as_matrices, matrix_views
 from lowrank_torch._plan import Member, Plan
+from lowrank_torch._sharding import local_gradient, local_of
+from lowrank_torch._slabs import Move, apply_slabs, as_state, ops_over, placed, to_slab
 
 # Numbers in one stack of gradients: what fits a core's cache on the CPU, a launch worth making elsewhere.
 _CPU_STACK = 2**20
@@ -46,7 +48,7 @@ def stacks_of(
         alike = open_stacks.setdefault((plan, *kind), [])
         # The count is no part of the key: a graph compiler would take it for a constant.
         stack = next((stack for count, stack in alike if count == step), None)
-        if stack is not None and len(stack) < _most(parameter, group, config):
+        if stack is not None and len(stack) < _most(parameter, plan, group, config):
             stack.append(member)
         else:
             fresh = [member]
@@ -55,27 +57,52 @@ def stacks_of(
     return stacks
 
 
-def _most(parameter: Tensor, group: Mapping[str, Any], config: Any) -> int:
+def _most(parameter: Tensor, plan: Plan, group: Mapping[str, Any], config: Any) -> int:
     """Return the number of parameters like this one that are stacked at most."""
     # Narrow state is rounded at random by the place of each number, which in a stack would be another one.
     if not group["foreach"] or config.state_dtype in ("bfloat16", "float16"):
         return 1
     numbers = _CPU_STACK if parameter.device.type == "cpu" else _DEVICE_STACK
-    return numbers // max(1, parameter.numel())
+    parts = 1 if plan.spread is None else plan.spread.parts
+    return numbers * parts // max(1, parameter.numel())
 
 
-def make_state(member: Member, plan: Plan, rule: Rule, config: Any) -> None:
+def make_state(member: Member, plan: Plan, rule: Rule, config: Any, batch_dims: int) -> None:
     """Give a parameter the state before its first step."""
     parameter = member.parameter
     entries: dict[str, Any] = {}
-    for block, shape in enumerate(plan.blocks):
+    device = local_of(parameter).device
+    for block, shape in enumerate(plan.slabs):
+        fitted = plan.fitted(config, block)
         place = {"stream": (member.stream << 8) + block} if rule.draws else {}
-        fitted = with_fitting_rank(config, shape)
-        made = rule.init(
-            shape, fitted, xp=torch, dtype=parameter.dtype, device=parameter.device, **place
-        )
-        entries |= _entries(made, plan, block)
+        options = {"xp": torch, "dtype": parameter.dtype, "device": device, **place}
+        made = rule.init(shape, fitted, **options)
+        if getattr(made, "key", None) is not None and plan.spread is not None:
+            # Keys are numbered over all matrices of a stack, wherever they are.
+            whole = plan.blocks[block]
+            across = -3 - fitted.layout(whole).axis
+            empty = [*whole[:-2], *(0 if d == across else whole[d] for d in (-2, -1))]
+            keys = rule.init(tuple(empty), fitted, **options).key
+            placements = _placements(plan, fitted, block, keys.shape, batch_dims)
+            made = made._replace(key=local_of(placed(keys, plan.spread, placements, "key")))
+        entries |= _entries(made, plan, block, fitted, batch_dims)
     member.state.update(entries)
+
+
+def place_state(state: dict[str, Any], plan: Plan, config: Any, batch_dims: int) -> None:
+    """Lay a matrix's loaded state out as its parameter is.
+
+    Raises
+    ------
+    ValueError
+        If it is sharded and should not be, or otherwise.
+    """
+    for block in range(len(plan.blocks)):
+        fitted = plan.fitted(config, block)
+        for name in fitted.state_spec(plan.blocks[block]):
+            key = plan.key(name, block)
+            placements = _placements(plan, fitted, block, state[key].shape, batch_dims)
+            state[key] = placed(state[key], plan.spread, placements, key)
 
 
 def step_stack(
@@ -85,14 +112,19 @@ def step_stack(
     config: Any,
     group: Mapping[str, Any],
     ops: Ops,
+    exchange: Exchange,
 ) -> None:
     """Do one step on parameters of one plan, whose states have been made."""
     batch_dims = group["batch_dims"]
     # A parameter whose memory is not laid out as matrices (a channels-last convolution) is stepped as a copy.
-    wholes = [as_matrices(member.parameter, batch_dims) for member in stack]
-    targets = [matrix_views(whole, group) for whole in wholes]
+    locals_ = [local_of(member.parameter) for member in stack]
+    wholes = [as_matrices(local, batch_dims) for local in locals_]
+    targets = [matrix_views(whole, plan.pieces, batch_dims) for whole in wholes]
     gradients = [
-        member.projected or matrix_views(_matrices(member.parameter.grad, batch_dims), group)
+        member.projected
+        or matrix_views(
+            _matrices(local_gradient(member.parameter), batch_dims), plan.pieces, batch_dims
+        )
         for member in stack
     ]
     rate, decay = group["lr"], group["weight_decay"]
@@ -100,71 +132,93 @@ def step_stack(
         # Every rule is odd in the gradient, so going up is going down with the sign turned.
         rate, decay = -rate, -decay
     after: list[dict[str, Any]] = [{} for _ in stack]
-    for block, shape in enumerate(plan.blocks):
-        fitted = with_fitting_rank(config, shape)
+    for block, shape in enumerate(plan.slabs):
+        fitted = plan.fitted(config, block)
+        layout = fitted.layout(plan.blocks[block])
+        own_ops = ops_over(ops, layout.axis, layout.across, plan.spread, exchange)
         states = [_state_of(member.state, plan, block, rule) for member in stack]
         parts = [views[block] for views in gradients]
+        part = parts[0] if len(parts) == 1 else torch.stack(parts)
         together = shape if len(stack) == 1 else (len(stack), *shape)
         step: Any = rule.step
-        if stack[0].projected is not None:
-            step = partial(rule.step_projected, shape=together)
+        if stack[0].projected is None:
+            slab = to_slab(part, plan, block, layout.axis, exchange)
+        else:
+            step, slab = partial(rule.step_projected, shape=together), part
         if len(stack) == 1:
-            update, kept = step(parts[0], states[0], fitted, ops=ops)
+            update, kept = step(slab, states[0], fitted, ops=own_ops)
             new = [kept]
         else:
             before = _stacked(states, fitted.state_spec(together))
-            update, kept = step(torch.stack(parts), before, fitted, ops=ops)
+            update, kept = step(slab, before, fitted, ops=own_ops)
             new = _taken_apart(kept, len(stack), fitted.state_spec(shape))
         dithers = [
             Dither(member.stream, kept.step, block << 24) if group["stochastic_rounding"] else None
             for member in stack
         ]
         own = [views[block] for views in targets]
-        if len(stack) == 1:
-            apply_update(own[0], update, rate=rate, decay=decay, dither=dithers[0], ops=ops)
-        else:
-            apply_stacked(own, update, rate=rate, decay=decay, dithers=dithers, ops=ops)
+        apply_slabs(own, update, plan, block, part, Move(rate, decay, dithers), own_ops, exchange)
         for entries, state in zip(after, new, strict=True):
-            entries |= _entries(state, plan, block)
-    for member, whole, entries in zip(stack, wholes, after, strict=True):
-        if whole is not member.parameter:
+            entries |= _entries(state, plan, block, fitted, batch_dims)
+    for member, local, whole, entries in zip(stack, locals_, wholes, after, strict=True):
+        if whole is not local:
             # Costs nothing where the matrices are a view: PyTorch copies no tensor onto itself.
-            member.parameter.copy_(whole.view(member.parameter.shape))
+            local.copy_(whole.view(local.shape))
         member.state.update(entries)
 
 
 def project_blocks(
-    member: Member, plan: Plan, rule: Rule, config: Any, group: Mapping[str, Any], ops: Ops
+    member: Member, plan: Plan, rule: Rule, config: Any, batch_dims: int, ops: Ops
 ) -> list[Tensor]:
     """Return the coefficients of a parameter's gradient on the current columns of each block."""
-    batch_dims = group["batch_dims"]
-    gradients = matrix_views(_matrices(member.parameter.grad, batch_dims), group)
+    gradient: Any = member.parameter.grad
     return [
         rule.project(
-            gradient,
-            _state_of(member.state, plan, block, rule),
-            with_fitting_rank(config, plan.blocks[block]),
-            ops=ops,
+            part, _state_of(member.state, plan, block, rule), plan.fitted(config, block), ops=ops
         )
-        for block, gradient in enumerate(gradients)
+        for block, part in enumerate(
+            matrix_views(_matrices(gradient, batch_dims), plan.pieces, batch_dims)
+        )
     ]
+
+
+def held_bytes(stack: Sequence[Member], plan: Plan) -> int:
+    """Return about how many bytes a step holds while it waits for others, the same number on every rank."""
+    if plan.spread is None or not plan.spread.summed:
+        return 0
+    # Coefficients and whatever was copied of the gradient, in float32.
+    return 8 * len(stack) * stack[0].parameter.numel() // plan.spread.parts
 
 
 def _matrices(gradient: Any, batch_dims: int) -> Tensor:
     return as_matrices(gradient, batch_dims).contiguous()
 
 
-def _entries(state: Any, plan: Plan, block: int) -> dict[str, Any]:
+def _placements(plan: Plan, fitted: Any, block: int, shape: Sequence[int], batch_dims: int) -> Any:
+    """Return the placements of an array of state of the given number of dimensions."""
+    if plan.spread is None:
+        return ()
+    whole = plan.blocks[block]
+    return plan.spread.placements_of(shape, whole, fitted.layout(whole).axis, batch_dims)
+
+
+def _entries(state: Any, plan: Plan, block: int, fitted: Any, batch_dims: int) -> dict[str, Any]:
     """Return a state of the core as entries of a parameter's state."""
     arrays = {name: value for name, value in state._asdict().items() if value is not None}
-    step = arrays.pop("step")
-    return {"step": step} | {plan.key(name, block): value for name, value in arrays.items()}
+    entries = {"step": arrays.pop("step")}
+    spec = None if plan.spread is None else fitted.state_spec(plan.blocks[block])
+    for name, value in arrays.items():
+        if spec is not None:
+            placements = _placements(plan, fitted, block, spec[name].shape, batch_dims)
+            value = as_state(value, spec[name].shape, plan.spread, placements)
+        entries[plan.key(name, block)] = value
+    return entries
 
 
 def _state_of(entries: Mapping[str, Any], plan: Plan, block: int, rule: Rule) -> Any:
     """Return the core's state of one block of a parameter."""
     names = [name for name in rule.state_type._fields if name != "step"]
-    own = {name: entries.get(plan.key(name, block)) for name in names}
+    own = {name: local_of(entries.get(plan.key(name, block))) for name in names}
     return rule.state_type(step=entries["step"], **own)
 
 

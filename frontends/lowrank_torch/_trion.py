@@ -61,7 +61,10 @@ class Trion(LowRankOptimizer):
         rank: int | float,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
+        process_group: Any = None,
         **options: Any,
     ) -> None:
         own = {"lr": lr, "weight_decay": weight_decay, "betas": betas, "eps": eps}
-        super().__init__(params, {"rank": rank, "momentum": momentum, **options}, own)
+        super().__init__(
+            params, {"rank": rank, "momentum": momentum, **options}, own, process_group
+        )

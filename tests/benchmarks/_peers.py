@@ -50,6 +50,8 @@ class Peer:
     wind: Callable[[Optimizer, bool], None] | None = None
     #: How a second optimizer is made whose every step is a refresh.
     build_refreshing: Build | None = None
+    #: Whether its first step does nothing but prepare.
+    prepares_first: bool = False
     #: Whether a refresh is a singular value decomposition, which may take minutes.
     svd: bool = False
 
@@ -218,6 +220,7 @@ _ALL = (
         "pytorch-optimizer",
         _SOAP_PERIOD,
         _wind_group(_SOAP_PERIOD),
+        prepares_first=True,
     ),
     Peer(MUON, _torch_muon),
     Peer("Muon (pytorch-optimizer)", _of_collection("Muon", use_muon=True), "pytorch-optimizer"),
@@ -262,3 +265,10 @@ def svd_seconds(shapes: Sequence[tuple[int, int]]) -> float:
     """Return about how long singular value decompositions of matrices of ``shapes`` take here."""
     work = sum(max(shape) * min(shape) ** 2 for shape in shapes)
     return _small_svd_seconds() * work / 512**3
+
+
+def eigen_seconds(shapes: Sequence[tuple[int, int]]) -> float:
+    """Return about how long eigenvalue decompositions for both sides of matrices of ``shapes`` take here."""
+    # About half of what an SVD of as large a square takes; larger sides are left alone.
+    sides = [side for shape in shapes for side in shape if side <= 10_000]
+    return svd_seconds([(side, side) for side in sides]) / 2

@@ -140,7 +140,7 @@ def memory(tables: Tables) -> Figure:
     names = [str(row[0]) for row in rows]
     state = [float(row[1] or 0) / 1e6 for row in rows]
     extra = [float(row[2] or 0) / 1e6 for row in rows]
-    figure = Figure(figsize=(7.4, 0.8 + 0.3 * len(names)), layout="constrained")
+    figure = Figure(figsize=(7.4, 1.1 + 0.3 * len(names)), layout="constrained")
     axes = figure.add_subplot()
     places = range(len(names))
     axes.barh(places, state, color=BLUE, label="state")
@@ -149,7 +149,7 @@ def memory(tables: Tables) -> Figure:
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
     axes.set(title="Memory of an optimizer, MB")
-    axes.legend(fontsize=8, loc="lower right")
+    figure.legend(fontsize=8, loc="outside lower center", ncols=2)
     return figure
 
 

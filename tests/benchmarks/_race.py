@@ -27,6 +27,8 @@ class Contender:
     before: Callable[[], object] | None = None
     #: Seconds that a refresh may be expected to take; it is left out where there is no time for one.
     refresh_expected: float = 0.0
+    #: Seconds of a step that was done before, with what it needed to begin; zero if there was none.
+    first: float = 0.0
 
 
 @dataclass
@@ -44,18 +46,26 @@ class Times:
         return statistics.median(self._spread())
 
     def ratio(self, reference: Times) -> float:
-        """Median over the rounds of the seconds divided by the reference's in the same round."""
-        pairs = zip(self._spread(), reference._spread(), strict=False)
-        return statistics.median(own / other for own, other in pairs)
+        """Median over the rounds of the seconds divided by the reference's in the same round.
+
+        Of a few rounds that would be left to chance: then it is the ratio of the medians.
+        """
+        ratios = self._ratios(reference)
+        if len(ratios) < LEAST_ROUNDS:
+            return self.seconds() / reference.seconds()
+        return statistics.median(ratios)
 
     def quartiles(self, reference: Times) -> tuple[float, float]:
-        """First and third quartile of the ratio."""
-        pairs = zip(self._spread(), reference._spread(), strict=False)
-        ratios = [own / other for own, other in pairs]
+        """First and third quartile of the ratio over the rounds."""
+        ratios = self._ratios(reference)
         if len(ratios) < 2:
             return ratios[0], ratios[0]
         first, _, third = statistics.quantiles(ratios, n=4, method="inclusive")
         return first, third
+
+    def _ratios(self, reference: Times) -> list[float]:
+        pairs = zip(self._spread(), reference._spread(), strict=False)
+        return [own / other for own, other in pairs]
 
     def remark(self) -> str:
         """Number of rounds where they are few, and what was left out."""
@@ -99,29 +109,30 @@ class Effort:
 def race(contenders: Sequence[Contender], effort: Effort) -> dict[str, Times]:
     """Time all contenders in turns; the first is the reference, and has every round.
 
-    Each has at least `effort.least` rounds, unless these alone would take it longer than its share of the time; then
-    it has as many as that share holds, and `effort.floor` at least.
+    Each has at least `effort.least` rounds, if there is time for so many of all; of those that take longest there are
+    fewer otherwise, at least `effort.floor`. What time is left goes into more rounds of the fast ones.
     """
-    share = effort.seconds / len(contenders)
     times = {contender.name: Times(contender.period) for contender in contenders}
     repeats: dict[str, int] = {}
-    rounds: dict[str, int] = {}
+    costs: dict[str, float] = {}
     for contender in contenders:
-        contender.step()
-        once = _timed(contender, contender.step, 1)
+        # Where there is no time for a second one, this is its only round.
+        enough = effort.floor == 1 and contender.first > effort.seconds / 4
+        once = contender.first if enough else _timed(contender, contender.step, 1)
+        if enough:
+            times[contender.name].step.append(once)
         repeats[contender.name] = max(1, math.ceil(_SHORTEST / once))
-        taken = once * repeats[contender.name]
-        affordable = int(share / taken)
-        if affordable < effort.least and taken * effort.least <= 2 * share:
-            affordable = effort.least
-        rounds[contender.name] = min(effort.most, max(affordable, effort.floor))
-    reference = contenders[0].name
-    rounds[reference] = max(*rounds.values(), effort.least)
-
-    _refreshes(contenders, times, share, effort)
-    stop = time.perf_counter() + effort.seconds
+        costs[contender.name] = once * repeats[contender.name]
+    once_is_enough = [name for name, own in times.items() if own.step]
+    begin = time.perf_counter()
+    _refreshes(contenders, times, effort)
+    left = max(effort.seconds - (time.perf_counter() - begin), 0.5 * effort.seconds)
+    waiting = {name: cost for name, cost in costs.items() if name not in once_is_enough}
+    rounds = dict.fromkeys(once_is_enough, 0) | _rounds(waiting, left, effort)
+    rounds[contenders[0].name] = max(*rounds.values(), effort.floor)
+    begin = time.perf_counter()
     for turn in range(max(rounds.values())):
-        if turn >= effort.least and time.perf_counter() > stop:
+        if turn >= effort.least and time.perf_counter() - begin > left:
             break
         for place in _order(len(contenders), turn):
             contender = contenders[place]
@@ -131,25 +142,38 @@ def race(contenders: Sequence[Contender], effort: Effort) -> dict[str, Times]:
     return times
 
 
+def _rounds(costs: dict[str, float], seconds: float, effort: Effort) -> dict[str, int]:
+    """Return how many rounds each has, the fast first: what they do not need is there for the slow."""
+    rounds = {}
+    waiting = len(costs)
+    share = seconds / max(1, waiting)
+    for name, cost in sorted(costs.items(), key=lambda item: item[1]):
+        affordable = int(seconds / waiting / cost)
+        own = effort.least if affordable >= effort.least else max(affordable, effort.floor)
+        seconds -= own * cost
+        waiting -= 1
+        # Half of an even share is for rounds beyond the least.
+        rounds[name] = max(own, min(effort.most, int(share / 2 / cost)))
+    return rounds
+
+
 def _order(count: int, turn: int) -> Sequence[int]:
     """Return the order of a round: another one begins each time."""
     return [(place + turn) % count for place in range(count)]
 
 
-def _refreshes(
-    contenders: Sequence[Contender], times: dict[str, Times], share: float, effort: Effort
-) -> None:
+def _refreshes(contenders: Sequence[Contender], times: dict[str, Times], effort: Effort) -> None:
     for contender in contenders:
         if contender.refresh is None:
             continue
         own = times[contender.name]
-        if contender.refresh_expected > max(1.0, 2 * share):
+        if contender.refresh_expected > max(1.0, 0.6 * effort.seconds):
             own.left_out = contender.refresh_expected
             continue
         begin = time.perf_counter()
         while len(own.refresh) < effort.least:
             own.refresh.append(_timed(contender, contender.refresh, 1))
-            if time.perf_counter() - begin > share:
+            if time.perf_counter() - begin > effort.seconds / len(contenders):
                 break
 
 

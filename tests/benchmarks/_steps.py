@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from _peers import ADAMW, PEERS, MissingPeerError, Peer, svd_seconds, without_svd
+from _peers import ADAMW, PEERS, MissingPeerError, Peer, eigen_seconds, svd_seconds, without_svd
 from _race import Contender, Effort, Times, race
 from _tables import Cell, Column, Table
 from torch import Tensor
@@ -65,9 +66,11 @@ def contender(peer: Peer, matrices: Matrices, rank: int) -> tuple[Contender, Opt
 
     matrices.restore()
     with contextlib.redirect_stdout(io.StringIO()), without_svd():
+        begin = time.perf_counter()
         optimizer.step()
-        matrices.restore()
-        optimizer.step()
+        first = 0.0 if peer.prepares_first else time.perf_counter() - begin
+        if peer.prepares_first:
+            optimizer.step()
 
     def wound(refresh: bool) -> Callable[[], object]:
         if peer.wind is None:
@@ -95,6 +98,7 @@ def contender(peer: Peer, matrices: Matrices, rank: int) -> tuple[Contender, Opt
             peer.period,
             matrices.restore,
             expected,
+            first,
         ),
         optimizer,
     )
@@ -111,6 +115,11 @@ class StepRace:
         contenders, optimizers = [], {}
         for name in self.names:
             peer = PEERS[name]
+            if peer.prepares_first and (seconds := eigen_seconds(shapes)) > max(
+                1.0, effort.seconds
+            ):
+                self.absent[name] = f"left out: its first step takes about {seconds:.0f} s"
+                continue
             try:
                 made, optimizers[name] = contender(peer, matrices, rank)
             except MissingPeerError as error:
@@ -161,7 +170,7 @@ class StepRace:
                 times.seconds(),
                 median,
                 times.ratio(self.times[ADAMW]),
-                f"{spread[0]:.2f} to {spread[1]:.2f}",
+                f"{spread[0]:.2f} to {spread[1]:.2f}" if len(times.step) > 1 else "",
                 float(self.state[name]),
                 remark,
             )

@@ -7,6 +7,9 @@ is that process: it measures one optimizer and prints what it found as JSON.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import json
 import resource
 import subprocess
@@ -41,6 +44,13 @@ def high_water() -> int:
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
+def give_back() -> None:
+    """Return what is free in this process to the system, so that a step that takes it again is seen to."""
+    gc.collect()
+    with contextlib.suppress(AttributeError):  # not the GNU C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def measure(name: str, shapes: tuple[tuple[int, int], ...], rank: int) -> dict[str, float | str]:
     """Return bytes of state and of what the steps held beyond all that stays."""
     import torch
@@ -56,8 +66,9 @@ def measure(name: str, shapes: tuple[tuple[int, int], ...], rank: int) -> dict[s
         with torch.no_grad():
             parameters[-1].normal_()
         parameters[-1].grad = torch.empty(shape).normal_()
-    small = Parameter(torch.zeros(64, 64))
-    small.grad = torch.ones(64, 64)
+    side = min(1024, *(min(shape) for shape in shapes))
+    small = Parameter(torch.zeros(side, side))
+    small.grad = torch.ones(side, side)
 
     def made(given: list[Parameter], columns: int) -> torch.optim.Optimizer:
         if name in OPTIONS:
@@ -65,12 +76,14 @@ def measure(name: str, shapes: tuple[tuple[int, int], ...], rank: int) -> dict[s
         return PEERS[name].make(given, columns)
 
     try:
-        # What a library loads on its first step is not the step's.
+        # What libraries load, and keep for their threads, with the first steps is not the step's.
         warm = made([small], 8)
     except MissingPeerError as error:
         return {"remark": str(error)}
     for _ in range(2):
         warm.step()
+    del warm, small
+    give_back()
     optimizer = made(parameters, rank)
     before = resident()
     for _ in range(STEPS):

@@ -1,0 +1,243 @@
+"""How a parameter's matrices are spread over ranks: which dimension is whole, who has which rows, who sums with whom.
+
+A *slab* is what one rank steps: some rows of every matrix where rows are transformed, some columns where columns are.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch.distributed as dist
+from torch import Tensor
+
+from lowrank_core.quantization import BLOCK
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor.placement_types import Placement
+
+#: What the options call an axis.
+SIDES = {-1: "right", -2: "left"}
+
+
+def is_sharded(x: object) -> bool:
+    """Return whether ``x`` is a DTensor."""
+    # Whoever has a DTensor has imported its module; importing it for everybody takes long.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(x, module.DTensor)
+
+
+def local_of(x: Any) -> Any:
+    """Return what this rank has of a DTensor, and anything else as it is."""
+    if not is_sharded(x):
+        return x
+    local = x.to_local()
+    return local.wait() if hasattr(local, "wait") else local
+
+
+def local_gradient(parameter: Any) -> Tensor:
+    """Return what this rank has of a parameter's gradient, laid out as the parameter is."""
+    gradient = parameter.grad
+    if is_sharded(gradient) and gradient.placements != parameter.placements:
+        gradient = gradient.redistribute(placements=parameter.placements)
+    local: Tensor = local_of(gradient)
+    return local
+
+
+def cut_dim(placement: Any) -> int | None:
+    """Return the dimension that a placement cuts, if it cuts one."""
+    dim: int | None = getattr(placement, "dim", None)
+    return dim
+
+
+class Spread(NamedTuple):
+    """How a parameter lies on the ranks of a mesh; equal for parameters that lie alike."""
+
+    mesh: DeviceMesh
+    #: What each dimension of the mesh does to what is stepped: dimensions are those of the parameter as matrices.
+    placements: tuple[Placement, ...]
+    #: The transformed axis; ``None`` where the options decide.
+    axis: int | None = None
+    #: Dimensions of the mesh that slabs of one matrix are spread over.
+    summed: tuple[int, ...] = ()
+    #: The dimension of the mesh whose ranks swap parts of rows and columns to have one of them whole.
+    swapped: int | None = None
+    #: Whether every rank has the whole parameter and steps a slab of it.
+    replicated: bool = False
+
+    @property
+    def group(self) -> Any:
+        """The process group that sums go over."""
+        if len(self.summed) == 1:
+            return self.mesh.get_group(self.summed[0])
+        if len(self.summed) == self.mesh.ndim and self.mesh.size() == dist.get_world_size():
+            return dist.group.WORLD
+        names = tuple((self.mesh.mesh_dim_names or ())[dim] for dim in self.summed)
+        return self.mesh[names]._flatten().get_group()
+
+    @property
+    def slabs(self) -> int:
+        """The number of slabs a matrix is cut into."""
+        return math.prod(self.mesh.size(dim) for dim in self.summed)
+
+    @property
+    def parts(self) -> int:
+        """The number of different parts, slabs and matrices, that ranks step."""
+        return math.prod(
+            self.mesh.size(dim) for dim, p in enumerate(self.placements) if cut_dim(p) is not None
+        )
+
+    @property
+    def part(self) -> int:
+        """The number of the part that this rank steps; replicas of a part have the same."""
+        number = 0
+        for dim, placement in enumerate(self.placements):
+            if cut_dim(placement) is not None:
+                number = number * self.mesh.size(dim) + self.mesh.get_local_rank(dim)
+        return number
+
+    def placements_of(
+        self, shape: Sequence[int], block: Sequence[int], axis: int, batch_dims: int
+    ) -> tuple[Placement, ...]:
+        """Return the placements of an array of state of ``shape``, of a stack of matrices of shape ``block``.
+
+        What has both dimensions of a matrix is spread over slabs; what has fewer is the same in all.
+        """
+        from torch.distributed.tensor import Replicate, Shard
+
+        placements: list[Placement] = []
+        for place, placement in enumerate(self.placements):
+            if place not in self.summed:
+                placements.append(placement)
+            elif len(shape) == len(block):
+                dim = len(shape) + (-2 if axis == -1 else -1)
+                same = len(block) == batch_dims + 2 and not self.replicated
+                placements.append(placement if same else Shard(dim))
+            else:
+                placements.append(Replicate())
+        return tuple(placements)
+
+
+def chunk(length: int, count: int, place: int) -> tuple[int, int]:
+    """Return where chunk ``place`` out of ``count`` begins and its length, as `torch.chunk` and DTensor cut."""
+    most = -(-length // count)
+    start = min(length, place * most)
+    return start, min(length, start + most) - start
+
+
+def chunks(length: int, count: int) -> list[int]:
+    """Return the lengths of all chunks."""
+    return [chunk(length, count, place)[1] for place in range(count)]
+
+
+def slab_of(mesh: DeviceMesh) -> Spread | None:
+    """Return how replicated parameters are stepped in slabs by the ranks of ``mesh``, of one dimension."""
+    from torch.distributed.tensor import Shard
+
+    if mesh.size() == 1:
+        return None
+    return Spread(mesh, (Shard(0),), summed=(0,), replicated=True)
+
+
+def spread_of(parameter: Any, group: Mapping[str, Any]) -> Spread | None:
+    """Return how a DTensor parameter lies, or ``None`` where every rank has all of it.
+
+    Raises
+    ------
+    NotImplementedError
+        If it lies so that no dimension of its matrices can be had whole.
+    """
+    from torch.distributed.tensor import Shard
+
+    mesh, placements, batch_dims = parameter.device_mesh, parameter.placements, group["batch_dims"]
+    cuts: dict[str, list[int]] = {"batch": [], "rows": [], "columns": []}
+    for dim, placement in enumerate(placements):
+        if placement.is_partial():
+            raise NotImplementedError("a parameter's placements must be Replicate or Shard")
+        cut = cut_dim(placement)
+        if cut is not None:
+            cuts[_kind(cut, parameter, batch_dims, mesh.size(dim))].append(dim)
+    rows, columns = cuts["rows"], cuts["columns"]
+    if rows and (group["split_sizes"] or group["num_heads"]):
+        if group["split_sizes"] or columns:
+            raise NotImplementedError(
+                "split_sizes needs rows that are whole on a rank; shard the columns instead, or do without"
+            )
+        _check_heads(parameter, group, math.prod(mesh.size(dim) for dim in rows))
+        rows = []  # whole matrices: nothing to sum
+    if rows and columns:
+        last = max(*rows, *columns)
+        stay = columns if last in rows else rows
+        if len(rows) + len(columns) - len(stay) > 1 or cuts["batch"]:
+            raise NotImplementedError(
+                "sharded in rows and columns at once, a stack of matrices or more than one dimension of the mesh on "
+                "either is not supported"
+            )
+        after = list(placements)
+        after[last] = Shard(batch_dims + (stay is columns))
+        side = -2 if stay is columns else -1
+        return Spread(mesh, tuple(after), side, tuple(sorted((*stay, last))), last)
+    if not any(cuts.values()):
+        return None
+    axis = -1 if rows else -2 if columns else None
+    return Spread(mesh, tuple(placements), axis, tuple(rows or columns))
+
+
+def _kind(dim: int, parameter: Any, batch_dims: int, count: int) -> str:
+    if dim <= batch_dims:
+        return "rows" if dim == batch_dims else "batch"
+    flattened = parameter.ndim > batch_dims + 2
+    if flattened and (dim > batch_dims + 1 or parameter.shape[dim] % count):
+        raise NotImplementedError(
+            f"of dimensions that are flattened into columns only the first can be sharded, and evenly, got dimension "
+            f"{dim} of shape {tuple(parameter.shape)} over {count} ranks"
+        )
+    return "columns"
+
+
+def _check_heads(parameter: Any, group: Mapping[str, Any], count: int) -> None:
+    heads = group["num_heads"]
+    number = heads if isinstance(heads, int) else heads[0]
+    if number % count:
+        raise NotImplementedError(
+            f"num_heads needs heads that are whole on a rank, got {number} over {count} ranks for shape "
+            f"{tuple(parameter.shape)}"
+        )
+
+
+def check_config(spread: Spread, config: Any, blocks: Sequence[tuple[int, ...]]) -> None:
+    """Raise unless matrices that are spread can be stepped with these options.
+
+    Raises
+    ------
+    NotImplementedError, ValueError
+        If an option needs what is not whole; the message names the option and the remedy.
+    """
+    if not spread.summed:
+        return
+    if getattr(config, "stored", False):
+        raise NotImplementedError(
+            f"basis={config.basis!r} needs whole matrices; with sharded ones use a fixed basis, such as 'dct'"
+        )
+    side = None if spread.axis is None else SIDES[spread.axis]
+    if side is not None and config.side not in ("auto", side):
+        cut, other = ("rows", 1) if side == "right" else ("columns", 0)
+        raise ValueError(
+            f"side must be 'auto' or {side!r} where {cut} are sharded, got {config.side!r}; for that, shard the other "
+            f"dimension: fully_shard(module, shard_placement_fn=lambda parameter: Shard({other}))"
+        )
+    bits = getattr(config, "feedback_bits", None) or getattr(config, "momentum_bits", None)
+    for shape in blocks:
+        axis = spread.axis if spread.axis is not None else config.layout(shape).axis
+        if (
+            bits
+            and axis == -2
+            and (spread.slabs * BLOCK > shape[-1] or shape[-1] % (spread.slabs * BLOCK))
+        ):
+            raise ValueError(
+                f"feedback_bits and momentum_bits need columns sharded in multiples of {BLOCK}, which {shape[-1]} over "
+                f"{spread.slabs} ranks are not; shard rows (side='right'), or set them to None"
+            )
