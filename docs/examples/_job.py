@@ -29,9 +29,8 @@ VALIDATION_WINDOWS = 64
 # What shells report for a program that Ctrl-C ended.
 INTERRUPTED = 130
 
-# Rates of AdamW and DCT-AdamW: the best mean of a small sweep on the default job with three seeds; of the
-# others, the best of the few tried with one.
-RATES = {"adamw": 7e-4, "dct-adamw": 2.8e-3, "galore": 4e-3, "muon": 0.02, "trion": 0.02}
+# The best of those tried on the default job.
+RATES = {"adamw": 7e-4, "dct-adamw": 2e-3, "galore": 2.8e-3, "muon": 0.02, "trion": 0.04}
 
 
 class UsageError(Exception):
