@@ -107,7 +107,7 @@ def scaling(tables: Tables) -> Figure:
     figure = Figure(figsize=(9.6, 3.1), layout="constrained")
     rank, size, period = (figure.add_subplot(1, 3, place) for place in (1, 2, 3))
     _curve(rank, tables["rank"], {1: ("DCT-AdamW", OURS), 3: ("Trion", BLUE)}, scale=1e3)
-    rank.set(title="by rank", xlabel="rank", ylabel="ms a step", ylim=(0, None))
+    rank.set(title="by rank", xlabel="rank", ylabel="ms a step", yscale="log")
     lines = {1: ("DCT-AdamW", OURS), 2: ("Trion", BLUE), 3: ("AdamW (fused)", QUIET)}
     _curve(size, tables["size"], lines, scale=1e3)
     size.set(title="by size", xlabel="side of a square matrix", ylabel="ms a step", yscale="log")
