@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from lowrank_torch import DCTAdamW, Trion, matrix_groups
+from lowrank_torch import DCTAdamW, Trion, compressed_gradients, matrix_groups
 from sharded_torch import whole
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
@@ -172,6 +172,8 @@ def saved_and_done(saved: Path, ways: list[str], kinds: list[type]) -> dict[Any,
             train(model, optimizer, way, SAVED_AT, STEPS)
             found[way, kind] = outcome(model, optimizer)
     found["shares"] = shares(kinds)
+    for shared in (False, True):
+        found["compressed", shared] = compressed(shared)
     return found
 
 
@@ -195,6 +197,37 @@ def shares(kinds: list[type]) -> dict[Any, tuple[int, int]]:
                 optimizer.step()
                 sizes.append(state_bytes(optimizer))
             found[way, kind] = (sizes[0], sizes[1])
+    return found
+
+
+PROJECTED = {"refresh_every": 5, "residual": "discard", "eps": 1e-4}
+
+
+def projecting(base: nn.Module, **options: Any) -> Any:
+    """An optimizer whose gradients can be averaged projected."""
+    return DCTAdamW(matrix_groups(base), lr=0.03, rank=0.125, **{**PROJECTED, **options})
+
+
+def compressed(shared: bool) -> dict[str, Any]:
+    """Train with compressed gradients; the work is shared too or not. What they moved of a wider layer's gradients."""
+    own = {"process_group": dist.group.WORLD} if shared else {}
+    base = Net()
+    model = DistributedDataParallel(base)
+    optimizer = projecting(base, **own)
+    compressed_gradients(model, optimizer)
+    train(model, optimizer, "replicated", 0, STEPS, clip=False)
+    found = outcome(model, optimizer)
+
+    layer = nn.Linear(64, 64, bias=False)
+    model = DistributedDataParallel(layer)
+    optimizer = projecting(layer, refresh_every=20)
+    compressed_gradients(model, optimizer)
+    found["moved"] = []
+    for step in range(40):
+        model(torch.randn(3, 64, generator=torch.Generator().manual_seed(step))).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        found["moved"].append(optimizer.communication_report()["all_reduce"].bytes)
     return found
 
 

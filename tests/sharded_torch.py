@@ -32,13 +32,18 @@ TABLE, VECTOR = (9, 4), (5,)
 #: The groups of one optimizer each, so that collectives of all policies go together.
 POLICIES: dict[type, dict[str, dict[str, Any]]] = {
     DCTAdamW: {
-        "discard": {},
-        "kept columns": {"refresh_every": 4, "basis": "hartley"},
+        "discard": {"residual": "discard"},
+        "kept columns": {"residual": "discard", "refresh_every": 4, "basis": "hartley"},
         "error feedback": {"residual": "error_feedback", "refresh_every": 3},
         "sign": {"residual": "sign", "score": "l1"},
         "scaled": {"residual": "scaled", "refresh_every": 2},
         "normalized": {"residual": "normalized", "bias_correction": "gentle"},
-        "sampled": {"selection": "sampled", "score_decay": 0.9, "bias_correction": "column"},
+        "sampled": {
+            "residual": "discard",
+            "selection": "sampled",
+            "score_decay": 0.9,
+            "bias_correction": "column",
+        },
     },
     Trion: {"trion": {}, "polar": {"coefficients": "polar_express", "scale": "dion", "steps": 4}},
 }

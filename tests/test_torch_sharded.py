@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 from lowrank_torch import DCTAdamW, matrix_groups, parameter_roles
 from torch import nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch_helpers import parameters, unchanged
 
 pytestmark = pytest.mark.usefixtures("torch")
@@ -82,3 +82,16 @@ def test_full_adamw_on_shards_equals_torch_adamw(process_group):
             optimizer.step()
     for found, wanted in zip(*(model.parameters() for model in models), strict=True):
         torch.testing.assert_close(found.full_tensor(), wanted.full_tensor())
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("use_orig_params", [False, True])
+def test_flat_shards_are_refused(use_orig_params, process_group):
+    model = FullyShardedDataParallel(
+        build(), use_orig_params=use_orig_params, device_id=torch.device("cpu")
+    )
+    with pytest.raises(NotImplementedError, match=r"flat shard .*fully_shard"):
+        matrix_groups(model)
+    with pytest.raises(NotImplementedError, match=r"flat shard .*fully_shard"):
+        DCTAdamW(model.parameters(), rank=3)
+    DCTAdamW([{"params": model.parameters(), "algorithm": "adamw"}], rank=3)

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from lowrank_torch import DCTAdamW, Trion
-from sharded_models import SAVED_AT, STEPS, WAYS, load, outcome, prepared, train
+from lowrank_torch import DCTAdamW, Trion, compressed_gradients
+from sharded_models import SAVED_AT, STEPS, WAYS, Net, load, outcome, prepared, projecting, train
 from sharded_torch import launch
 
 pytestmark = pytest.mark.usefixtures("torch")
@@ -104,3 +104,31 @@ def test_state_is_shared_out_evenly(way, kind, four):
     total, shares = four[0]["shares"][way, kind][0], [p["shares"][way, kind][1] for p in four]
     assert max(shares) <= 1.05 * total / 4
     assert sum(shares) >= total
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_compressed_gradients_change_no_trajectory(shared, four):
+    base = Net()
+    optimizer = projecting(base)
+    train(base, optimizer, "one", 0, STEPS, clip=False)
+    for process in four:
+        check(process["compressed", shared], outcome(base, optimizer))
+
+
+def test_compressed_gradients_move_a_fifth(four):
+    whole = 4 * 64 * 64
+    for process in four:
+        moved = process["compressed", False]["moved"]
+        # Columns are chosen at steps 1, 20 and 40.
+        assert [bytes_ == whole for bytes_ in moved] == [
+            step in (1, 20, 40) for step in range(1, 41)
+        ]
+        assert sum(moved[20:]) <= 20 * whole / 5
+
+
+def test_compressed_gradients_want_a_group_that_allows_them():
+    optimizer = projecting(Net(), residual="error_feedback")
+    with pytest.raises(
+        ValueError, match="compressed_gradients needs a group with residual='discard'"
+    ):
+        compressed_gradients(None, optimizer)

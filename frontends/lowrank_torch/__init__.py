@@ -6,7 +6,9 @@ from lowrank_torch._backward import (
     accumulate_projected,
     step_in_backward,
 )
+from lowrank_torch._compression import compressed_gradients
 from lowrank_torch._dct_adamw import DCTAdamW
+from lowrank_torch._exchange import Traffic
 from lowrank_torch._groups import ParameterRole, matrix_groups, parameter_roles
 from lowrank_torch._optimizer import LowRankOptimizer
 from lowrank_torch._treatment import Treatment
@@ -18,9 +20,11 @@ __all__ = [
     "LowRankOptimizer",
     "ParameterRole",
     "ProjectedAccumulation",
+    "Traffic",
     "Treatment",
     "Trion",
     "accumulate_projected",
+    "compressed_gradients",
     "matrix_groups",
     "parameter_roles",
     "step_in_backward",

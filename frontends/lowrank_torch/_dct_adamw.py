@@ -59,6 +59,9 @@ class DCTAdamW(LowRankOptimizer):
         Decoupled: each step first multiplies the parameter by ``1 - lr * weight_decay``.
     rank
         Basis columns kept: an integer, or a fraction in (0, 1) of the transformed dimension.
+    process_group
+        Replicas among whom the work and the state of parameters that each of them has are shared out, as under DDP; by
+        default every replica does all of it.
     **options
         Every other field of `lowrank_core.DCTAdamWConfig`, and
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lowrank_core._checks import check_choice
 from lowrank_core.names import HEADS
+from lowrank_torch._sharding import is_flat
 
 ROLES = ("matrix", "table", "vector")
 
@@ -63,6 +64,8 @@ def parameter_roles(
 
     Raises
     ------
+    NotImplementedError
+        If the model is in pieces that are no matrices, as FSDP1 and DeepSpeed make.
     ValueError
         If an override names a role there is not, or matches no parameter.
     """
@@ -87,6 +90,11 @@ def parameter_roles(
     unused = set(overrides)
     roles = []
     for parameter, name in names.items():
+        if is_flat(parameter):
+            raise NotImplementedError(
+                f"roles need parameters in their own shapes, got a flat shard for {name}, as FSDP1 and DeepSpeed make; "
+                "shard with torch.distributed.fsdp.fully_shard (FSDP2)"
+            )
         shape = tuple(parameter.shape)
         matched = [pattern for pattern in overrides if fnmatchcase(name, pattern)]
         unused.difference_update(matched)

@@ -22,7 +22,7 @@ from lowrank_torch._loading import check_loadable, check_shapes, check_whole, pa
 from lowrank_torch._matrices import SHAPE_OPTIONS, check_shape_options
 from lowrank_torch._plan import Member, Plan, plan_for
 from lowrank_torch._portable import load_state, save_state
-from lowrank_torch._sharding import Spread, is_sharded, slab_of
+from lowrank_torch._sharding import Spread, is_flat, is_sharded, slab_of
 from lowrank_torch._slabs import gather_rows
 from lowrank_torch._stacks import (
     Rule,
@@ -50,8 +50,8 @@ class LowRankOptimizer(Optimizer):
     _rule: ClassVar[Rule]
     #: Whether the rule also takes matrices with no more basis vectors than its rank.
     _whole_ranks: ClassVar[bool] = False
-    #: Bytes that sharded steps may hold, in float32 copies and coefficients, while they wait for a collective: how much
-    #: goes into one. With more, what is waiting is sent, and is on its way while further steps begin.
+    #: Bytes of copies and coefficients that sharded steps may hold while they wait for a collective. With more, what is
+    #: waiting is sent, and is on its way while further steps begin.
     window_bytes: int = 2**29
 
     def __init__(
@@ -109,6 +109,15 @@ class LowRankOptimizer(Optimizer):
             plan = self._plan(parameter, group, config)
             for block, shape in enumerate(plan.blocks):
                 plan.fitted(config, block).layout(shape)
+            self._check_not_flat(parameter, group)
+
+    def _check_not_flat(self, parameter: Tensor, group: Mapping[str, Any]) -> None:
+        """Raise for what other ways of sharding put in place of matrices: one-dimensional pieces of all of them."""
+        if group["algorithm"] != "adamw" and is_flat(parameter):
+            raise NotImplementedError(
+                f"low-rank steps need matrices, got a flat shard for {self._name_of(parameter)}, as FSDP1 and "
+                'DeepSpeed make; shard with torch.distributed.fsdp.fully_shard (FSDP2), or set algorithm="adamw"'
+            )
 
     def check_options(self, group: Mapping[str, Any]) -> Any:
         """Return the core's configuration of a group, every option checked."""

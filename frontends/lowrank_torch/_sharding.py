@@ -30,6 +30,13 @@ def is_sharded(x: object) -> bool:
     return module is not None and isinstance(x, module.DTensor)
 
 
+def is_flat(parameter: Any) -> bool:
+    """Return whether a parameter is a flat shard, by the marks that FSDP1 and DeepSpeed's ZeRO leave on it."""
+    if getattr(parameter, "_is_flat_param", False) or hasattr(parameter, "ds_id"):
+        return True
+    return hasattr(parameter, "_fsdp_flattened") and parameter.ndim < 2
+
+
 def local_of(x: Any) -> Any:
     """Return what this rank has of a DTensor, and anything else as it is."""
     if not is_sharded(x):

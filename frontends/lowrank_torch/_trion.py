@@ -32,6 +32,9 @@ class Trion(LowRankOptimizer):
         Basis columns the update has: an integer, or a fraction in (0, 1) of the transformed dimension.
     betas, eps
         Of AdamW.
+    process_group
+        Replicas among whom the work and the state of parameters that each of them has are shared out, as under DDP; by
+        default every replica does all of it.
     **options
         Every other field of `lowrank_core.TrionConfig`, and the options of the frontend as in `DCTAdamW`. Each may also
         be set in a group.

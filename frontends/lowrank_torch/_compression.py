@@ -1,0 +1,154 @@
+"""Gradients averaged over replicas on the columns that are kept alone: the mean of projections is that of the mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lowrank_core.bases import get_basis
+from lowrank_torch._matrices import as_matrices, matrix_views
+
+if TYPE_CHECKING:
+    from torch.nn.parallel import DistributedDataParallel
+
+    from lowrank_torch._optimizer import LowRankOptimizer
+
+
+def compressed_gradients(model: DistributedDataParallel, optimizer: LowRankOptimizer) -> None:
+    """Have a model's gradients averaged on the columns its optimizer keeps, at steps that keep them.
+
+    Between refreshes the columns of a fixed basis are the same on every replica, and the step uses a gradient's
+    coefficients on them alone. So replicas exchange these, ``m x r`` numbers of an ``m x n`` gradient; whole gradients
+    at steps that choose columns. `torch.nn.parallel.DistributedDataParallel` then leaves in ``grad`` the mean gradient
+    projected on the columns: what is clipped is its norm, and the trajectory is otherwise that without compression.
+    Gradients accumulated under ``no_sync`` are projected when they are averaged.
+
+    What is compressed is said by the options of each parameter's group: ``residual="discard"``, ``refresh_every`` above
+    1 and a fixed basis. Everything else is averaged whole.
+
+    Parameters
+    ----------
+    model
+        A model in `torch.nn.parallel.DistributedDataParallel` that has no communication hook yet.
+    optimizer
+        A `DCTAdamW` of its parameters.
+
+    Raises
+    ------
+    ValueError
+        If the options of no group allow it.
+    """
+    if not any(_may_project(optimizer, group) for group in optimizer.param_groups):
+        raise ValueError(
+            "compressed_gradients needs a group with residual='discard', refresh_every above 1 and a fixed basis, got "
+            "none: other steps need whole gradients"
+        )
+    state = _Averaging(optimizer, model.process_group)
+    # DDP looks at annotations, and takes them for wrong where they are strings.
+    model.register_comm_hook(state, lambda state, bucket: _average(state, bucket))  # noqa: PLW0108
+
+
+def _may_project(optimizer: LowRankOptimizer, group: dict[str, Any]) -> bool:
+    config = optimizer.check_options(group)
+    return (
+        group["algorithm"] != "adamw"
+        and getattr(config, "projects", False)
+        and not getattr(config, "stored", True)
+    )
+
+
+class _Way(NamedTuple):
+    """From the gradient of one parameter to its coefficients on the columns kept at the next step, and back."""
+
+    #: The shapes of its stacks of matrices, of which each has its functions.
+    blocks: Sequence[tuple[int, ...]]
+    batch_dims: int
+    project: Sequence[Callable[[Any], Any]]
+    lift: Sequence[Callable[[Any], Any]]
+
+    def views(self, gradient: Tensor) -> list[Tensor]:
+        """Return the stacks of matrices, views of ``gradient`` where its memory allows."""
+        return matrix_views(as_matrices(gradient, self.batch_dims), self.blocks, self.batch_dims)
+
+
+def _ways(optimizer: LowRankOptimizer, parameters: Sequence[Tensor]) -> list[_Way | None]:
+    """Return how each gradient is compressed; ``None`` for those that are not."""
+    ways: dict[Tensor, _Way | None] = {}
+    wanted = set(parameters)
+    for group in optimizer.param_groups:
+        if not _may_project(optimizer, group):
+            continue
+        config = optimizer.check_options(group)
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter)
+            if parameter in wanted and state and not config.refreshes(state["step"] + 1):
+                ways[parameter] = _way(optimizer, parameter, group, config)
+    return [ways.get(parameter) for parameter in parameters]
+
+
+def _way(
+    optimizer: LowRankOptimizer, parameter: Tensor, group: dict[str, Any], config: Any
+) -> _Way | None:
+    plan, ops, state = optimizer._plan(parameter, group, config), optimizer._ops, optimizer.state
+    if plan.full:
+        return None
+    basis, project, lift = get_basis(config.basis), [], []
+    for block, shape in enumerate(plan.blocks):
+        layout = plan.fitted(config, block).layout(shape)
+        indices = state[parameter][plan.key("indices", block)]
+        how = {"axis": layout.axis, "method": config.method}
+        project.append(partial(_in_float32, partial(basis.project, ops=ops, **how), indices))
+        back = partial(basis.lift, size=layout.size, ops=ops, **how)
+        lift.append(partial(_in_float32, back, indices))
+    return _Way(plan.blocks, group["batch_dims"], project, lift)
+
+
+def _in_float32(function: Callable[..., Any], indices: Tensor, x: Tensor) -> Tensor:
+    wide = x if x.dtype == torch.float64 else x.float()
+    result: Tensor = function(wide, indices).to(x.dtype)
+    return result
+
+
+class _Averaging(NamedTuple):
+    optimizer: LowRankOptimizer
+    group: Any
+
+
+@torch.no_grad()
+def _average(state: _Averaging, bucket: Any) -> torch.futures.Future[Tensor]:
+    """Average a bucket of gradients."""
+    ways = _ways(state.optimizer, bucket.parameters())
+    gradients, buffer = bucket.gradients(), bucket.buffer()
+    sent: list[Tensor] = []
+    for gradient, way in zip(gradients, ways, strict=True):
+        if way is None:
+            sent.append(gradient)
+        else:
+            views = way.views(gradient)
+            sent += [project(view) for project, view in zip(way.project, views, strict=True)]
+    compressed = any(way is not None for way in ways)
+    flat = torch.cat([x.reshape(-1) for x in sent]) if compressed else buffer
+    flat.div_(state.group.size())
+    state.optimizer._exchange.ledger.count("all_reduce", flat)
+    work = dist.all_reduce(flat, group=state.group, async_op=True)
+
+    @torch.no_grad()
+    def back(_: Any) -> Tensor:
+        if compressed:
+            pieces = torch.split(flat, [x.numel() for x in sent])
+            received = iter([p.view(x.shape) for p, x in zip(pieces, sent, strict=True)])
+            for gradient, way in zip(gradients, ways, strict=True):
+                if way is None:
+                    gradient.copy_(next(received))
+                else:
+                    lifted = [lift(next(received)).flatten(way.batch_dims, -2) for lift in way.lift]
+                    gradient.copy_(torch.cat(lifted, way.batch_dims).view(gradient.shape))
+        return buffer
+
+    answer: torch.futures.Future[Tensor] = work.get_future().then(back)
+    return answer
