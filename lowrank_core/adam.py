@@ -29,13 +29,13 @@ def decayed_weight(beta: Scalar, count: Scalar, ops: Ops, like: Array) -> Scalar
 
 
 def update_moments(
-    gradient: Array, first: Array, second: Array, betas: tuple[Scalar, Scalar]
+    gradient: Array, first: Array, second: Array, betas: tuple[Scalar, Scalar], ops: Ops
 ) -> tuple[Array, Array]:
     """Return the running means of ``gradient`` and of its square: ``m <- b1 m + (1 - b1) g``, likewise ``v``."""
     beta1, beta2 = betas
     return (
-        first * beta1 + gradient * (1 - beta1),
-        second * beta2 + gradient * gradient * (1 - beta2),
+        ops.running_mean(first, gradient, beta1, squares=False),
+        ops.running_mean(second, gradient, beta2, squares=True),
     )
 
 

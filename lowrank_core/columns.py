@@ -125,4 +125,4 @@ def gather_matched(moments: Array, position: Array, stayed: Array, ops: Ops, *, 
     """Return ``moments`` gathered at ``position``, zero where a column has not ``stayed``."""
     gathered = ops.take(moments, position, axis=axis)
     # A selection, not a product: what a column leaves behind may be infinite.
-    return ops.xp.where(on_axis(stayed, axis), gathered, ops.xp.zeros_like(gathered))
+    return ops.xp.where(on_axis(stayed, axis), gathered, 0.0)

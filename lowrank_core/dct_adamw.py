@@ -151,7 +151,9 @@ def advance(
 ) -> tuple[LowRankUpdate, DCTAdamWState]:
     """Return Adam's step in the subspace."""
     ages = None if at.moments.ages is None else at.moments.ages + 1
-    first, second = update_moments(at.low_rank, at.moments.first, at.moments.second, config.betas)
+    first, second = update_moments(
+        at.low_rank, at.moments.first, at.moments.second, config.betas, ops
+    )
     weights = _weights(config, step, ages, first, layout.axis, ops)
     factor = adam_direction(first, second, weights, config.eps, ops)
     update = LowRankUpdate(factor, at.indices, layout.axis, layout.size, config.basis, at.vectors)

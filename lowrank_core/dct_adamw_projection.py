@@ -80,12 +80,15 @@ def project_fixed(
             key=state.key,
             step=step,
         )
+        low_rank = ops.take(seen, indices, axis=axis)
+        # The largest array of the step: gone before moments are made anew.
+        del seen
         newcomers = None
         if config.bias_correction == "gentle" and mean is not None:
             seeded = decayed_weight(config.betas[1], SEED_COUNT, ops, mean)
             newcomers = ops.pick(mean, indices) * seeded
         moments = carry_moments(before, current, indices, ops, axis=axis, newcomers=newcomers)
-        return Projected(indices, None, moments, louder, ops.take(seen, indices, axis=axis))
+        return Projected(indices, None, moments, louder, low_rank)
 
     def keep() -> Projected:
         if coefficients is not None:

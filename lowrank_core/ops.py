@@ -135,6 +135,11 @@ class StandardOps(Generic[A]):
         sums: A = self.xp.sum(terms, axis=-3 - axis)
         return sums
 
+    def running_mean(self, mean: A, x: A, decay: Scalar, *, squares: bool) -> A:
+        """Return ``decay * mean + (1 - decay) * x``, of the squares of ``x`` where asked for."""
+        terms = x * x if squares else x
+        return mean * decay + terms * (1 - decay)
+
     def top_k(self, scores: A, k: int) -> A:
         """Return the indices ``(..., k)`` of the largest scores, ascending; of equals the lower index wins."""
         order = self.xp.argsort(scores, axis=-1, descending=True, stable=True)[..., :k]

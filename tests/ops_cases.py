@@ -97,6 +97,16 @@ def pick(ops: Any, make: Any) -> list[Any]:
     ]
 
 
+def running_mean(ops: Any, make: Any) -> list[Any]:
+    mean, x = make(normal(3, 4), "float32"), make(normal(3, 4, seed=1), "float32")
+    decays = [0.9, ops.xp.asarray(0.9, dtype=ops.xp.float32)]
+    return [
+        ops.running_mean(mean, x, decay, squares=squares)
+        for decay in decays
+        for squares in (False, True)
+    ]
+
+
 def top_k(ops: Any, make: Any) -> list[Any]:
     ties = np.random.default_rng(0).integers(0, 4, (3, 40)).astype(np.float64)
     return [ops.top_k(make(ties, kind), k) for kind in ("float64", "float32") for k in (1, 7, 40)]
@@ -131,7 +141,20 @@ def constant(ops: Any, make: Any) -> list[Any]:
 CASES = {
     case.__name__: case
     for case in (
-        *(astype, device_of, as_scalar, as_index, dct, idct, put, replace, take, pick, top_k),
+        *(
+            astype,
+            device_of,
+            as_scalar,
+            as_index,
+            dct,
+            idct,
+            put,
+            replace,
+            take,
+            pick,
+            running_mean,
+            top_k,
+        ),
         *(column_sums, cond, step_counter, constant),
     )
 }

@@ -106,6 +106,17 @@ class TorchOps(StandardOps[Tensor]):
         sums = [(b * b if squares else b.abs()).sum(across) for b in blocks]
         return sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
 
+    def running_mean(self, mean: Tensor, x: Tensor, decay: Scalar, *, squares: bool) -> Tensor:
+        """Return ``decay * mean + (1 - decay) * x``, or of squares, with no array but the result."""
+        if isinstance(decay, Tensor):
+            return super().running_mean(mean, x, decay, squares=squares)
+        result: Any = mean * decay
+        weight = 1 - float(decay)
+        mean_now: Tensor = (
+            result.addcmul_(x, x, value=weight) if squares else result.add_(x, alpha=weight)
+        )
+        return mean_now
+
     def take(self, x: Tensor, indices: Tensor, *, axis: int) -> Tensor:
         """Return rows or columns of matrices by a gather that looks for no negative indices."""
         index = self.as_index(indices)
