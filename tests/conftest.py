@@ -49,6 +49,8 @@ if "jax" in REQUIRED and importlib.util.find_spec("jax") is not None:
     import jax
 
     # Without 64 bits float64 tests would run in float32; lax promotion would hide a dtype mixed up.
+    # Programs as small as those of tests take longer to compile than to run.
+    jax.config.update("jax_disable_most_optimizations", True)
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_numpy_dtype_promotion", "strict")
 
