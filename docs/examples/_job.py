@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -70,6 +70,20 @@ class Training(Protocol):
         """Go back to where `state_dict` was called."""
 
 
+class Alone:
+    """The one process of a job that no others take part in."""
+
+    ways: tuple[str, ...] = ()
+    leads = True
+
+    def start(self, way: str | None) -> None:
+        """Join the others."""
+
+    def any(self, wish: bool) -> bool:
+        """Whether any process wishes it."""
+        return wish
+
+
 @dataclass(frozen=True)
 class Framework:
     """What trains, and how what it trains is saved."""
@@ -84,6 +98,8 @@ class Framework:
     read_errors: tuple[type[Exception], ...]
     """What `read` raises for a file that is not one of `write`, beside Python's own."""
     picture: str
+    processes: Any = field(default_factory=Alone)
+    """Those that share the work, `Alone` or what behaves like it."""
 
 
 def rate_factor(step: int, *, steps: int) -> float:
@@ -146,7 +162,7 @@ class Job:
                 training.load_state_dict(self.resumed)
                 self.resumed = None
             self._work_on(run, training, live, interruption)
-            if interruption.wished:
+            if run.step < settings.steps:
                 break
         return all(run.step == settings.steps for run in self.runs)
 
@@ -158,7 +174,8 @@ class Job:
         held_out = self.corpus.validation(count=VALIDATION_WINDOWS, window=window)
         validate_every = math.ceil(settings.steps / VALIDATIONS)
         clock = time.perf_counter()
-        while run.step < settings.steps and not interruption.wished:
+        # All processes stop at the same step.
+        while run.step < settings.steps and not self.framework.processes.any(interruption.wished):
             windows = self.corpus.batch(
                 run.step, seed=settings.seed, count=settings.batch, window=window
             )
@@ -188,6 +205,8 @@ class Job:
             "runs": [asdict(run) for run in self.runs if run.training],
             "training": training.state_dict(),
         }
+        if not self.framework.processes.leads:
+            return
         try:
             self.framework.write(content, aside(path))
             aside(path).replace(path)
@@ -252,12 +271,13 @@ def tell_how_to_go_on(job: Job, tell: Callable[[str], None]) -> None:
 def _run(framework: Framework, arguments: list[str] | None) -> int:
     recipes = framework.recipes
     description = "Train a small language model and compare optimizers."
-    parser = make_parser(description, recipes, framework.picture)
+    processes = framework.processes
+    parser = make_parser(description, recipes, framework.picture, processes.ways)
     settings = settings_from(
         parser, arguments, {name: recipe.lr for name, recipe in recipes.items()}
     )
-    console = Console()
     try:
+        processes.start(settings.parallel)
         check_options(settings, recipes)
         corpus = load(settings.text)
         corpus.require(settings.length + 1)
@@ -268,6 +288,7 @@ def _run(framework: Framework, arguments: list[str] | None) -> int:
         parser.error(f"argument --weights: {error}")
     except UsageError as error:
         parser.error(str(error))
+    console = Console(quiet=not processes.leads)
     tell = partial(console.print, soft_wrap=True, highlight=False, markup=False)
     sizes = [len(part) / 1e6 for part in (corpus.training, corpus.held_out)]
     tell(f"{sizes[0]:.2f} MB to train on, {sizes[1]:.2f} MB held out, from {corpus.source}")
@@ -281,6 +302,8 @@ def _run(framework: Framework, arguments: list[str] | None) -> int:
         tell_how_to_go_on(job, tell)
         return INTERRUPTED
     about = caption(job)
+    if not processes.leads:
+        return 0
     console.print(table(job.runs))
     tell(about)
     draw(settings.output, job.runs, about)

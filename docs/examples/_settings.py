@@ -41,6 +41,7 @@ class Settings:
     json: Path | None
     checkpoint: Path | None
     checkpoint_every: int
+    parallel: str | None = None
 
     def decisive(self) -> dict[str, Any]:
         """What a run's numbers depend on, by argument; made of what JSON can hold."""
@@ -56,6 +57,7 @@ class Settings:
             "--batch": self.batch,
             "--seq-len": self.length,
             "--seed": self.seed,
+            **({"--parallel": self.parallel} if self.parallel else {}),
         }
 
 
@@ -124,8 +126,10 @@ def _picture(text: str) -> Path:
     return path
 
 
-def make_parser(description: str, optimizers: Iterable[str], picture: str) -> OneLineParser:
-    """The arguments that every training example takes."""
+def make_parser(
+    description: str, optimizers: Iterable[str], picture: str, ways: Iterable[str] = ()
+) -> OneLineParser:
+    """The arguments that every training example takes, and how to train on several processes if it can."""
     names = list(optimizers)
     parser = OneLineParser(
         description=description,
@@ -189,6 +193,14 @@ def make_parser(description: str, optimizers: Iterable[str], picture: str) -> On
         help="start from the weights in this safetensors file; where there is none yet, write the "
         "first weights there, for another framework to start from",
     )
+    if ways:
+        parser.add_argument_group("processes").add_argument(
+            "--parallel",
+            choices=list(ways),
+            default=argparse.SUPPRESS,
+            help="share the work among the processes that torchrun started: data parallelism, the "
+            "same with sharded weights, or tensor parallelism",
+        )
     add = parser.add_argument_group("results").add_argument
     add("--output", type=_picture, default=picture, metavar="PATH", help="picture to write")
     add(
@@ -257,4 +269,5 @@ def settings_from(
         json=getattr(given, "json", None),
         checkpoint=getattr(given, "checkpoint", None),
         checkpoint_every=given.checkpoint_every,
+        parallel=getattr(given, "parallel", None),
     )

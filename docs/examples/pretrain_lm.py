@@ -10,6 +10,10 @@ about optimizers lie beside this file: `_llama.py` (model), `_text.py` (data), `
 (command line), `_job.py` (the loop, checkpoints), `_report.py` (progress, table, picture).
 `pretrain_lm_jax.py` is the same job in JAX.
 
+    torchrun --nproc-per-node 2 docs/examples/pretrain_lm.py --parallel fsdp
+
+shares the work among processes (`_parallel.py`).
+
 Needs `pip install 'lowrank-core[examples]'`.
 """
 
@@ -30,9 +34,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import _job
 import lowrank_torch
 import torch
-from _job import BETAS, CLIP_NORM, RATES, WEIGHT_DECAY, Framework, Recipe, UsageError, rate_factor
+from _job import BETAS, RATES, WEIGHT_DECAY, Framework, Recipe, UsageError, rate_factor
 from _llama import Llama, next_byte_loss
 from _muon import MuonWithAdamW
+from _parallel import Processes
 from _settings import Settings
 from _weights import first_weights
 from torch import Tensor, nn
@@ -40,6 +45,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 PICTURE = "pretrain_lm.png"
+PROCESSES = Processes()
 
 
 def adamw(model: nn.Module, lr: float, _settings: Settings) -> Optimizer:
@@ -48,7 +54,9 @@ def adamw(model: nn.Module, lr: float, _settings: Settings) -> Optimizer:
         {"params": [p for p in model.parameters() if p.ndim >= 2]},
         {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=lr, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True)
+    return torch.optim.AdamW(
+        groups, lr=lr, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=PROCESSES.way is None
+    )
 
 
 @dataclass(frozen=True)
@@ -66,16 +74,21 @@ class LowRank:
 
     def __call__(self, model: nn.Module, lr: float, settings: Settings) -> Optimizer:
         keywords = {"weight_decay": WEIGHT_DECAY, **self.keywords, **settings.options}
+        keywords |= PROCESSES.optimizer_options()
         groups = lowrank_torch.matrix_groups(model, other=self.rest)
         try:
             return self.constructor(groups, lr=lr, rank=settings.rank, **keywords)
-        except (TypeError, ValueError) as error:
+        except (NotImplementedError, TypeError, ValueError) as error:
             blamed = f"argument --option: {error}" if settings.options else str(error)
             raise UsageError(blamed) from error
 
 
 def muon(model: nn.Module, lr: float, _settings: Settings) -> Optimizer:
     """PyTorch's Muon for hidden matrices, its AdamW at its own best rate for the rest."""
+    if PROCESSES.way in ("fsdp", "tp"):
+        raise UsageError(
+            "argument --optimizer: muon needs whole matrices, which --parallel ddp has"
+        )
     matrices = {"lr": lr, "momentum": 0.95, "weight_decay": WEIGHT_DECAY, "nesterov": False}
     rest = {"lr": RATES["adamw"], "betas": BETAS, "weight_decay": WEIGHT_DECAY}
     return MuonWithAdamW(model, matrices=matrices, rest=rest)
@@ -107,31 +120,33 @@ class Training:
         with torch.no_grad():
             for n, parameter in own.items():
                 parameter.copy_(torch.tensor(first[n]))
+        self.shared = PROCESSES.share(self.model, settings.batch)
         self.optimizer = OPTIMIZERS[name].build(self.model, lr, settings)
         self.schedule = LambdaLR(self.optimizer, partial(rate_factor, steps=settings.steps))
 
     def step(self, windows: Any) -> tuple[float, float]:
         """Train on a batch; the loss, and the seconds spent in the optimizer alone."""
-        loss = next_byte_loss(self.model, torch.as_tensor(windows))
+        loss = next_byte_loss(self.shared, PROCESSES.part(torch.as_tensor(windows)))
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
+        PROCESSES.clip(self.model)
         start = time.perf_counter()
         self.optimizer.step()
         seconds = time.perf_counter() - start
         self.optimizer.zero_grad()
         self.schedule.step()
-        return loss.item(), seconds
+        return PROCESSES.mean(loss), seconds
 
     @torch.no_grad()
     def validate(self, windows: Any, batch: int) -> float:
         """Mean loss over the held-out windows."""
-        parts = torch.split(torch.as_tensor(windows), batch)
+        parts = torch.split(torch.as_tensor(windows).to(PROCESSES.device), batch)
         total = sum(next_byte_loss(self.model, part).item() * len(part) for part in parts)
         return total / len(windows)
 
     def state_bytes(self) -> int:
-        """Bytes of every tensor in the optimizer's state."""
-        return sum(tensor.nbytes for tensor in _tensors(self.optimizer.state))
+        """Bytes of every tensor in the optimizer's state, on this process."""
+        tensors = _tensors(self.optimizer.state)
+        return sum((t.to_local() if hasattr(t, "to_local") else t).nbytes for t in tensors)
 
     def parameters(self) -> int:
         """Number of the model's weights."""
@@ -139,17 +154,17 @@ class Training:
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, in tensors, numbers and strings."""
+        model, optimizer = PROCESSES.state(self.model, self.optimizer)
         return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": model,
+            "optimizer": optimizer,
             "schedule": self.schedule.state_dict(),
             "random": torch.get_rng_state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to where `state_dict` was called."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        PROCESSES.load(self.model, self.optimizer, state)
         self.schedule.load_state_dict(state["schedule"])
         torch.set_rng_state(state["random"])
 
@@ -183,12 +198,23 @@ PYTORCH = Framework(
     read=partial(torch.load, weights_only=True),
     read_errors=(pickle.UnpicklingError,),
     picture=PICTURE,
+    processes=PROCESSES,
 )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the job of a command line; the exit status."""
-    return _job.main(PYTORCH, arguments)
+    try:
+        status = _job.main(PYTORCH, arguments)
+    except (RuntimeError, ValueError) as error:
+        if PROCESSES.way is None:
+            raise
+        # As PyTorch reports that another process has gone, or not answered in time. None of what it would
+        # wait for will come.
+        print(f"process {PROCESSES.rank}: cannot go on: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
+    PROCESSES.end()
+    return status
 
 
 if __name__ == "__main__":
