@@ -122,6 +122,13 @@ class StandardOps(Generic[A]):
         transformed: A = self.xp.matrix_transpose(function(self.xp.matrix_transpose(x)))
         return transformed
 
+    def subtract(self, x: A, part: Callable[[slice], A], *, axis: int) -> A:
+        """Return ``x`` less what ``part`` gives for a slice of the dimension that is not ``axis``.
+
+        ``x`` is the caller's own and not used again: an adapter may work block by block in its memory.
+        """
+        return x - part(slice(None))
+
     # -- choosing and moving columns -----------------------------------------------------------
 
     def as_index(self, indices: A) -> A:

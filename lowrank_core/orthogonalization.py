@@ -131,11 +131,12 @@ def _by_gram(x: Array, gram_axis: int, ops: Ops, steps: int, coefficients: str) 
             norm = _norm(square, coefficients, ops)
             x, gram = x / norm, gram / (norm * norm)
         product = eye
-        for c0, c1, c2 in polynomials[start:stop]:
+        for place, (c0, c1, c2) in enumerate(polynomials[start:stop], start=start):
             factor = c0 * eye + c1 * gram + c2 * (gram @ gram)
             # All factors are polynomials in one symmetric matrix: symmetric, and their order does not matter.
-            product = product @ factor
-            gram = factor @ gram @ factor
+            product = factor if place == start else product @ factor
+            if place + 1 < stop:  # after the last it is formed afresh, or not needed
+                gram = factor @ gram @ factor
         x = _multiply(x, product, gram_axis)
     return x
 

@@ -27,7 +27,7 @@ from lowrank_core.state import (
     load_buffer,
     store_buffer,
 )
-from lowrank_core.update import LowRankUpdate, materialize
+from lowrank_core.update import LowRankUpdate, materialize, slice_across
 
 SCALES = ("none", "spectral", "dion", "rms")
 
@@ -190,7 +190,11 @@ def trion_step(
     low_rank = ops.take(coefficients, indices, axis=axis)
 
     used = LowRankUpdate(low_rank * (1 - config.momentum), indices, axis, layout.size, config.basis)
-    momentum = full - materialize(used, method=config.method, ops=ops)
+    momentum = ops.subtract(
+        full,
+        lambda block: materialize(slice_across(used, block), method=config.method, ops=ops),
+        axis=axis,
+    )
     factor = orthogonalize_factor(
         low_rank,
         ops,

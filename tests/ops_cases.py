@@ -90,6 +90,20 @@ def take(ops: Any, make: Any) -> list[Any]:
     ]
 
 
+def subtract(ops: Any, make: Any) -> list[Any]:
+    results = []
+    # Large enough for several blocks.
+    for shape, axis in (((600, 1000), -1), ((1000, 600), -2), ((2, 3, 4), -1), ((2, 3, 4), -2)):
+        other = make(normal(*shape, seed=1), "float32")
+
+        def part(block: slice, other: Any = other, axis: int = axis) -> Any:
+            return other[(..., block, slice(None)) if axis == -1 else (..., block)]
+
+        # A copy: what is given may be used up.
+        results.append(ops.subtract(make(normal(*shape), "float32") + 0, part, axis=axis))
+    return results
+
+
 def pick(ops: Any, make: Any) -> list[Any]:
     return [
         ops.pick(make(normal(6), "float32"), make(INDICES, "int32")),
@@ -152,6 +166,7 @@ CASES = {
             replace,
             take,
             pick,
+            subtract,
             running_mean,
             top_k,
         ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ except ImportError:  # optional: without SciPy, Makhoul's algorithm runs on torc
 
 # Numbers in one block: small enough for a core's cache, large enough to amortise a dozen kernel launches.
 _BLOCK = 2**18
+# Matrices whose columns are gathered one matrix after the other, which reads memory in its order.
+_FEW = 64
 
 
 class TorchOps(StandardOps[Tensor]):
@@ -100,11 +102,21 @@ class TorchOps(StandardOps[Tensor]):
         if x.device.type != "cpu" or torch.compiler.is_compiling() or x.numel() == 0:
             return super().column_sums(x, axis=axis, squares=squares)
         across = -3 - axis
-        length = max(1, _BLOCK * x.shape[across] // x.numel())
-        starts = range(0, x.shape[across], length)
-        blocks = (x.narrow(across, start, min(length, x.shape[across] - start)) for start in starts)
-        sums = [(b * b if squares else b.abs()).sum(across) for b in blocks]
-        return sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
+        total = None
+        for block in _blocks(x, across):
+            part = _cut(x, across, block)
+            sums = (part * part if squares else part.abs()).sum(across)
+            total = sums if total is None else total.add_(sums)
+        assert total is not None  # noqa: S101 - there is a block in what is not empty
+        return total
+
+    def subtract(self, x: Tensor, part: Callable[[slice], Tensor], *, axis: int) -> Tensor:
+        """Return ``x`` less what ``part`` gives, in the memory of ``x``, block by block."""
+        if x.device.type != "cpu" or torch.compiler.is_compiling() or x.numel() == 0:
+            return x.sub_(part(slice(None)))
+        for block in _blocks(x, -3 - axis):
+            _cut(x, -3 - axis, block).sub_(part(block))
+        return x
 
     def running_mean(self, mean: Tensor, x: Tensor, decay: Scalar, *, squares: bool) -> Tensor:
         """Return ``decay * mean + (1 - decay) * x``, or of squares, with no array but the result."""
@@ -122,6 +134,14 @@ class TorchOps(StandardOps[Tensor]):
         index = self.as_index(indices)
         if index.ndim == 1:
             return x.index_select(axis, index)
+        if (
+            x.device.type == "cpu"
+            and not torch.compiler.is_compiling()
+            and x.shape[:-2].numel() <= _FEW
+        ):
+            pairs = zip(_matrices(x), index.view(-1, index.shape[-1]), strict=True)
+            taken = torch.stack([matrix.index_select(axis, own) for matrix, own in pairs])
+            return taken.view(*x.shape[:-2], *taken.shape[-2:])
         return x.gather(axis, self.spread(index, x, axis=axis))
 
     def pick(self, x: Tensor, indices: Tensor) -> Tensor:
@@ -159,6 +179,17 @@ def _is_plain(x: Tensor) -> bool:
         and not (torch.is_grad_enabled() and x.requires_grad)
         and torch._C._functorch.peek_interpreter_stack() is None  # vmap and grad transforms
     )
+
+
+def _blocks(x: Tensor, dim: int) -> Iterator[slice]:
+    """Yield slices of a dimension of ``x`` that cut it into blocks of about ``_BLOCK`` numbers."""
+    length = max(1, _BLOCK * x.shape[dim] // x.numel())
+    for start in range(0, x.shape[dim], length):
+        yield slice(start, start + length)
+
+
+def _cut(x: Tensor, dim: int, block: slice) -> Tensor:
+    return x[..., block] if dim == -1 else x[..., block, :]
 
 
 def _matrices(x: Tensor) -> list[Tensor]:
