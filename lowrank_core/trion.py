@@ -70,7 +70,7 @@ class TrionConfig:
     """
 
     rank: int | float
-    momentum: Scalar = 0.9
+    momentum: Scalar = 0.85
     basis: str = "dct"
     score: str = "l2"
     side: str = "auto"

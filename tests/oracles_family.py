@@ -323,7 +323,7 @@ class Trion:
     """Trion of one matrix; ``step`` returns the full direction."""
 
     rank: int
-    momentum: float = 0.9
+    momentum: float = 0.85
     basis: str = "dct"
     score: str = "l2"
     side: str = "right"

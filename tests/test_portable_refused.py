@@ -59,7 +59,7 @@ def stepped(framework, name="dct_adamw", model=MODEL, **options):
         ({"side": "left"}, "saved with side='left' for '.*', got 'auto'"),
         ({"basis": "dct3"}, "saved with basis='dct3' for '.*', got 'dct'"),
         ({"refresh_every": 2}, "saved with refresh_every=2 for '.*', got 1"),
-        ({"residual": "sign"}, "saved with residual='sign' for '.*', got 'discard'"),
+        ({"residual": "discard"}, "saved with residual='discard' for '.*', got 'sign'"),
         ({"state_dtype": "float16"}, "saved with state_dtype='float16' for '.*', got None"),
         ({"selection": "sampled"}, "saved with selection='sampled' for '.*', got 'top'"),
         ({"seed": 1}, "saved with seed=1 for '.*', got 0"),

@@ -17,7 +17,7 @@ from lowrank_jax._scale import Rule, scale_by_rule
 
 @shows_options(TrionConfig)
 def scale_by_trion(
-    momentum: Scalar = 0.9,
+    momentum: Scalar = 0.85,
     *,
     rank: int | float,
     b1: Scalar = 0.9,
@@ -67,7 +67,7 @@ def scale_by_trion(
 @shows_options(TrionConfig)
 def trion(
     learning_rate: Scalar | Callable[[Any], Any],
-    momentum: Scalar = 0.9,
+    momentum: Scalar = 0.85,
     weight_decay: Scalar = 0.01,
     mask: Any = None,
     *,

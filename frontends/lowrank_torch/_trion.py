@@ -58,7 +58,7 @@ class Trion(LowRankOptimizer):
         self,
         params: Any,
         lr: float | Tensor = 0.01,
-        momentum: float = 0.9,
+        momentum: float = 0.85,
         weight_decay: float = 0.01,
         *,
         rank: int | float,
