@@ -32,6 +32,11 @@ LAYOUTS: dict[str, tuple[Callable[[int], tuple[int, ...]], tuple[Any, ...], str]
     "columns": (lambda world: (world,), (Shard(1),), "left"),
     "hybrid": (lambda world: (2, world // 2), (Replicate(), Shard(0)), "right"),
     "rows and columns": (lambda world: (2, world // 2), (Shard(0), Shard(1)), "right"),
+    "rows on part of a mesh": (
+        lambda world: (1, 2, world // 2),
+        (Replicate(), Shard(0), Shard(0)),
+        "right",
+    ),
     "columns and rows": (lambda world: (2, world // 2), (Shard(1), Shard(0)), "left"),
 }
 
@@ -40,7 +45,7 @@ def placer(layout: str) -> Callable[[Tensor], Tensor]:
     """Put tensors onto the mesh of a layout; vectors have one dimension to be cut in."""
     shape, placements, _ = LAYOUTS[layout]
     mesh = init_device_mesh(
-        "cpu", shape(dist.get_world_size()), mesh_dim_names=("a", "b")[: len(placements)]
+        "cpu", shape(dist.get_world_size()), mesh_dim_names=("a", "b", "c")[: len(placements)]
     )
 
     def place(x: Tensor) -> Tensor:
@@ -156,4 +161,64 @@ def idle() -> list[Any]:
             parameter.grad = place(gradient)
         optimizer.step()
         found.append([int(optimizer.state[p]["step"]) for p in parameters_of(optimizer)])
+    return found
+
+
+#: Parameters that are not one matrix, how one process is to step them, and the dimension that is sharded.
+SHAPED: dict[str, tuple[tuple[int, ...], dict[str, Any], int]] = {
+    "experts": ((6, 5, 4), {"batch_dims": 1, "selection": "sampled", "residual": "scaled"}, 0),
+    "rows of experts": ((3, 7, 4), {"batch_dims": 1, "side": "right"}, 1),
+    "heads": ((8, 6), {"num_heads": 4, "bias_correction": "gentle"}, 0),
+    "columns of heads": ((8, 10), {"num_heads": 2, "side": "left"}, 1),
+    "columns of parts": ((10, 9), {"split_sizes": [4, 6], "side": "left"}, 1),
+    "convolution": ((5, 3, 2, 2), {"side": "right"}, 0),
+    "columns of convolution": ((4, 8, 3), {"side": "left"}, 1),
+    "codes": ((7, 9), {"residual": "error_feedback", "feedback_bits": 8, "side": "right"}, 0),
+    "columns of codes": (
+        (4, 1024),
+        {"residual": "error_feedback", "feedback_bits": 4, "side": "left"},
+        1,
+    ),
+}
+
+
+def build_shaped(place: Callable[[Tensor, int], Any]) -> Any:
+    groups = [
+        {"params": [nn.Parameter(place(values(n, None, shape), dim))], **options}
+        for n, (shape, options, dim) in enumerate(SHAPED.values())
+    ]
+    return DCTAdamW(groups, lr=0.02, rank=2, refresh_every=2)
+
+
+def train_shaped(optimizer: Any, place: Callable[[Tensor, int], Any]) -> list[Tensor]:
+    """Parameters after some steps."""
+    for step in range(6):
+        for n, (shape, _, dim) in enumerate(SHAPED.values()):
+            parameter = optimizer.param_groups[n]["params"][0]
+            parameter.grad = place(values(n, step, shape), dim)
+        optimizer.step()
+    return [whole(p) for p in parameters_of(optimizer)]
+
+
+def shaped() -> dict[str, Any]:
+    """Parameters of all kinds of shapes, sharded; the keys of their draws; and what is rounded at random."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+
+    def place(x: Tensor, dim: int) -> Any:
+        return distribute_tensor(x, mesh, [Shard(dim)], src_data_rank=None)
+
+    optimizer = build_shaped(place)
+    found: dict[str, Any] = {"parameters": train_shaped(optimizer, place)}
+    found["key"] = whole(optimizer.state[parameters_of(optimizer)[0]]["key"])
+
+    numbers = [values(n, None, (12, 8)).bfloat16() for n in range(2)]
+    rounding = {"rank": 2, "stochastic_rounding": True, "process_group": dist.group.WORLD}
+    parameters = [nn.Parameter(x) for x in numbers]
+    groups = [{"params": parameters[:1]}, {"params": parameters[1:], "residual": "normalized"}]
+    rounded = DCTAdamW(groups, **rounding)
+    for step in range(3):
+        for n, parameter in enumerate(parameters):
+            parameter.grad = values(n, step, (12, 8)).bfloat16()
+        rounded.step()
+    found["rounded"] = [p.detach().float() for p in parameters]
     return found

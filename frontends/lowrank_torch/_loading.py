@@ -1,11 +1,13 @@
-"""Checks that a state dict fits an optimizer, made before anything is loaded."""
+"""Loading a state dict: checks that it fits, made before anything is loaded, and what PyTorch would change in it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lowrank_torch._sharding import is_sharded
 
@@ -27,6 +29,43 @@ class Fits(Protocol):
         self, parameter: Tensor, group: Mapping[str, Any]
     ) -> dict[str, tuple[int, ...]]:
         """Return the shape of every entry of a parameter's state."""
+
+
+@contextmanager
+def as_saved(optimizer: Any, place: Callable[[], None]) -> Iterator[None]:
+    """Have the state dict that is loaded meanwhile checked first, and its tensors kept in the dtypes of the file.
+
+    ``place`` then lays the state out as parameters are.
+    """
+    loaded: dict[str, Any] = {}
+
+    def check(_: Optimizer, given: dict[str, Any]) -> None:
+        check_loadable(optimizer, given)
+        loaded.update(given)
+
+    def keep_dtypes(_: Optimizer) -> None:
+        # PyTorch casts state to the parameter's dtype, which would make floats of indices and halve the
+        # precision of moments.
+        saved_ids = [id_ for group in loaded["param_groups"] for id_ in group["params"]]
+        own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for id_, parameter in zip(saved_ids, own, strict=True):
+            for name, value in loaded["state"].get(id_, {}).items():
+                if isinstance(value, Tensor):
+                    device = value.device if name == "step" else parameter.device
+                    optimizer.state[parameter][name] = value.to(device, copy=True)
+        place()
+
+    # Last among the hooks before and first among those after, so that the user's own see and make whole
+    # state dicts.
+    handles = (
+        optimizer.register_load_state_dict_pre_hook(check),
+        optimizer.register_load_state_dict_post_hook(keep_dtypes, prepend=True),
+    )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def check_loadable(optimizer: Fits, state_dict: Mapping[str, Any]) -> None:

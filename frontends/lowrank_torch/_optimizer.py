@@ -18,11 +18,12 @@ from lowrank_core.constants import Constants
 from lowrank_core.portable import Names
 from lowrank_torch._adamw import adamw_step, make_adamw_state, place_adamw_state
 from lowrank_torch._exchange import Exchange, Job, Traffic
-from lowrank_torch._loading import check_loadable, check_shapes, check_whole, parameter_name
+from lowrank_torch._input import check_gradient, check_not_flat, check_rate, is_no_rate
+from lowrank_torch._loading import as_saved, check_shapes, check_whole, parameter_name
 from lowrank_torch._matrices import SHAPE_OPTIONS, check_shape_options
 from lowrank_torch._plan import Member, Plan, plan_for
 from lowrank_torch._portable import load_state, save_state
-from lowrank_torch._sharding import Spread, is_flat, is_sharded, slab_of
+from lowrank_torch._sharding import Spread, is_sharded, slab_of
 from lowrank_torch._slabs import gather_rows
 from lowrank_torch._stacks import (
     Rule,
@@ -109,21 +110,14 @@ class LowRankOptimizer(Optimizer):
             plan = self._plan(parameter, group, config)
             for block, shape in enumerate(plan.blocks):
                 plan.fitted(config, block).layout(shape)
-            self._check_not_flat(parameter, group)
-
-    def _check_not_flat(self, parameter: Tensor, group: Mapping[str, Any]) -> None:
-        """Raise for what other ways of sharding put in place of matrices: one-dimensional pieces of all of them."""
-        if group["algorithm"] != "adamw" and is_flat(parameter):
-            raise NotImplementedError(
-                f"low-rank steps need matrices, got a flat shard for {self._name_of(parameter)}, as FSDP1 and "
-                'DeepSpeed make; shard with torch.distributed.fsdp.fully_shard (FSDP2), or set algorithm="adamw"'
-            )
+            if group["algorithm"] != "adamw":
+                check_not_flat(parameter, partial(self._name_of, parameter))
 
     def check_options(self, group: Mapping[str, Any]) -> Any:
         """Return the core's configuration of a group, every option checked."""
         check_choice("algorithm", group["algorithm"], (self.algorithm, "adamw"))
         check_choice("maximize", group["maximize"], (False, True))
-        _check_rate(group["lr"])
+        check_rate(group["lr"])
         check_number("weight_decay", group["weight_decay"], low=0)
         check_choice("stochastic_rounding", group["stochastic_rounding"], (False, True))
         check_choice("foreach", group["foreach"], (False, True))
@@ -328,7 +322,7 @@ class LowRankOptimizer(Optimizer):
                     make_state(member, plan, self._rule, config, group["batch_dims"])
                 new.append(member.parameter)
             ready.append((member, plan))
-        idle = self._exchange.idle(new) if new and _is_no_rate(group["lr"]) else []
+        idle = self._exchange.idle(new) if new and is_no_rate(group["lr"]) else []
         return [one for one in ready if not any(one[0].parameter is p for p in idle)]
 
     def _members(
@@ -347,7 +341,7 @@ class LowRankOptimizer(Optimizer):
                 continue
             name = partial(self._name_of, parameter)
             if projected is None:
-                _check_gradient(parameter.grad, name)
+                check_gradient(parameter.grad, name)
             elif parameter.grad is not None:
                 raise ValueError(
                     f"{name()} must have its gradient whole or projected, got both: was it accumulated before "
@@ -368,35 +362,8 @@ class LowRankOptimizer(Optimizer):
         ValueError
             If it has other groups, or an option or a shape of state that differs; nothing has changed then.
         """
-        loaded: dict[str, Any] = {}
-
-        def check(_: Optimizer, given: dict[str, Any]) -> None:
-            check_loadable(self, given)
-            loaded.update(given)
-
-        def keep_dtypes(_: Optimizer) -> None:
-            # PyTorch casts state to the parameter's dtype, which would make floats of indices and halve the
-            # precision of moments.
-            saved_ids = [id_ for group in loaded["param_groups"] for id_ in group["params"]]
-            own = [parameter for group in self.param_groups for parameter in group["params"]]
-            for id_, parameter in zip(saved_ids, own, strict=True):
-                for name, value in loaded["state"].get(id_, {}).items():
-                    if isinstance(value, Tensor):
-                        device = value.device if name == "step" else parameter.device
-                        self.state[parameter][name] = value.to(device, copy=True)
-            self._place_state()
-
-        # Last among the hooks before and first among those after, so that the user's own see and make whole
-        # state dicts.
-        handles = (
-            self.register_load_state_dict_pre_hook(check),
-            self.register_load_state_dict_post_hook(keep_dtypes, prepend=True),
-        )
-        try:
+        with as_saved(self, self._place_state):
             super().load_state_dict(state_dict)
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _place_state(self) -> None:
         """Lay loaded state out as its parameters are."""
@@ -491,35 +458,3 @@ class LowRankOptimizer(Optimizer):
         """Return the shape of every entry of a parameter's state."""
         config = self.check_options(group)
         return self._plan(parameter, group, config).state_shapes(parameter.shape, config)
-
-
-def _check_rate(rate: float | Tensor) -> None:
-    check_number("lr", rate, low=0)
-    if isinstance(rate, Tensor):
-        if rate.numel() != 1:
-            raise ValueError(f"lr must be one number, got a tensor of shape {tuple(rate.shape)}")
-        # Reading a device's number would wait for the device, and a traced or fake one has none.
-        if type(rate) is Tensor and rate.device.type == "cpu" and not torch.compiler.is_compiling():
-            check_number("lr", rate.item(), low=0)
-
-
-def _is_no_rate(rate: float | Tensor) -> bool:
-    """Return whether a rate can be read and is zero.
-
-    With gradients of zero, `torch.distributed.checkpoint` does a step at such a rate to have state. Counted, it would
-    choose the columns to keep until the next refresh by a gradient of zero.
-    """
-    if torch.compiler.is_compiling():
-        return False
-    if isinstance(rate, Tensor) and (type(rate) is not Tensor or rate.device.type != "cpu"):
-        return False
-    return bool(rate == 0)
-
-
-def _check_gradient(gradient: Tensor, name: Callable[[], str]) -> None:
-    if gradient.layout != torch.strided:
-        raise TypeError(f"the gradient of {name()} must be dense, got layout {gradient.layout}")
-    if not gradient.is_floating_point():
-        raise TypeError(
-            f"the gradient of {name()} must be of a real floating-point dtype, got {gradient.dtype}"
-        )

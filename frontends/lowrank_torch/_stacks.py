@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from lowrank_torch._apply import Dither
 from lowrank_torch._exchange import Exchange
 from lowrank_torch._matrices import as_matrices, matrix_views
 from lowrank_torch._plan import Member, Plan
-from lowrank_torch._sharding import local_gradient, local_of
+from lowrank_torch._sharding import SIDES, local_gradient, local_of
 from lowrank_torch._slabs import Move, apply_slabs, as_state, ops_over, placed, to_slab
 
 # Numbers in one stack of gradients: what fits a core's cache on the CPU, a launch worth making elsewhere.
@@ -80,9 +81,10 @@ def make_state(member: Member, plan: Plan, rule: Rule, config: Any, batch_dims: 
         if getattr(made, "key", None) is not None and plan.spread is not None:
             # Keys are numbered over all matrices of a stack, wherever they are.
             whole = plan.blocks[block]
-            across = -3 - fitted.layout(whole).axis
+            axis = fitted.layout(whole).axis
+            across, sided = -3 - axis, dataclasses.replace(fitted, side=SIDES[axis])
             empty = [*whole[:-2], *(0 if d == across else whole[d] for d in (-2, -1))]
-            keys = rule.init(tuple(empty), fitted, **options).key
+            keys = rule.init(tuple(empty), sided, **options).key
             placements = _placements(plan, fitted, block, keys.shape, batch_dims)
             made = made._replace(key=local_of(placed(keys, plan.spread, placements, "key")))
         entries |= _entries(made, plan, block, fitted, batch_dims)

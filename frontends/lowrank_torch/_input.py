@@ -1,0 +1,54 @@
+"""What an optimizer is given from step to step, and whether it can be stepped on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lowrank_core._checks import check_number
+from lowrank_torch._sharding import is_flat
+
+
+def check_rate(rate: float | Tensor) -> None:
+    """Raise unless a learning rate is a number of at least 0, or a tensor of one."""
+    check_number("lr", rate, low=0)
+    if isinstance(rate, Tensor):
+        if rate.numel() != 1:
+            raise ValueError(f"lr must be one number, got a tensor of shape {tuple(rate.shape)}")
+        # Reading a device's number would wait for the device, and a traced or fake one has none.
+        if type(rate) is Tensor and rate.device.type == "cpu" and not torch.compiler.is_compiling():
+            check_number("lr", rate.item(), low=0)
+
+
+def is_no_rate(rate: float | Tensor) -> bool:
+    """Return whether a rate can be read and is zero.
+
+    With gradients of zero, `torch.distributed.checkpoint` does a step at such a rate to have state. Counted, it would
+    choose the columns to keep until the next refresh by a gradient of zero.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    if isinstance(rate, Tensor) and (type(rate) is not Tensor or rate.device.type != "cpu"):
+        return False
+    return bool(rate == 0)
+
+
+def check_gradient(gradient: Tensor, name: Callable[[], str]) -> None:
+    """Raise ``TypeError`` unless a gradient can be stepped on; ``name`` returns the name of its parameter."""
+    if gradient.layout != torch.strided:
+        raise TypeError(f"the gradient of {name()} must be dense, got layout {gradient.layout}")
+    if not gradient.is_floating_point():
+        raise TypeError(
+            f"the gradient of {name()} must be of a real floating-point dtype, got {gradient.dtype}"
+        )
+
+
+def check_not_flat(parameter: Tensor, name: Callable[[], str]) -> None:
+    """Raise for what other ways of sharding put in place of matrices: one-dimensional pieces of all of them."""
+    if is_flat(parameter):
+        raise NotImplementedError(
+            f"low-rank steps need matrices, got a flat shard for {name()}, as FSDP1 and DeepSpeed make; shard with "
+            'torch.distributed.fsdp.fully_shard (FSDP2), or set algorithm="adamw"'
+        )
