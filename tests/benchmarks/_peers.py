@@ -102,6 +102,8 @@ def _adamw(parameters: list[Parameter], _rank: int) -> Optimizer:
 
 
 def _dct_adamw(**options: Any) -> Build:
+    # The residual dropped unless said otherwise, as it is by what this is compared with.
+    options = {"residual": "discard", **options}
     return lambda parameters, rank: lowrank_torch.DCTAdamW(
         parameters, lr=RATE, rank=rank, **options
     )
@@ -180,11 +182,13 @@ _PROJECTED = {"rank": "rank", "update_proj_gap": GALORE_PERIOD}
 _SOAP_PERIOD = 10
 
 ADAMW, DCT_ADAMW, TRION, MUON = "AdamW (fused)", "DCT-AdamW", "Trion", "Muon (torch.optim)"
+SIGN = "DCT-AdamW, sign of the residual (default)"
 POWER, PAPER, GALORE = "QR every step", "DCT-AdamW, the paper's code", "GaLore (galore-torch)"
 
 _ALL = (
     Peer(ADAMW, _adamw),
     Peer(DCT_ADAMW, _dct_adamw()),
+    Peer(SIGN, _dct_adamw(residual="sign")),
     Peer(
         "DCT-AdamW, columns every 50",
         _dct_adamw(refresh_every=SELDOM),

@@ -74,7 +74,10 @@ def optimizers(rank: int) -> dict[str, Any]:
     return {
         "AdamW (Optax)": optax.adamw(1e-3),
         "DCT-AdamW": lowrank_jax.dct_adamw(1e-3, **low),
-        "DCT-AdamW, columns every 50 steps": lowrank_jax.dct_adamw(1e-3, refresh_every=50, **low),
+        "DCT-AdamW, residual dropped": lowrank_jax.dct_adamw(1e-3, residual="discard", **low),
+        "the same, columns every 50 steps": lowrank_jax.dct_adamw(
+            1e-3, residual="discard", refresh_every=50, **low
+        ),
         "DCT-AdamW, error feedback in 8 bits": lowrank_jax.dct_adamw(
             1e-3, residual="error_feedback", feedback_bits=8, **low
         ),

@@ -107,12 +107,12 @@ def child(name: str, shapes: tuple[tuple[int, int], ...], rank: int) -> dict[str
 
 def run(effort: Effort, *, quick: bool) -> Findings:
     """Measure every optimizer, each in a process of its own."""
-    from _peers import ADAMW, DCT_ADAMW, GALORE, MUON, PAPER, TRION
+    from _peers import ADAMW, DCT_ADAMW, GALORE, MUON, PAPER, SIGN, TRION
 
     if not sys.platform.startswith("linux"):
         raise RuntimeError("peak memory is read from /proc, which this system does not have")
     shapes, rank = (QUICK_SHAPES, QUICK_RANK) if quick else (SHAPES, RANK)
-    names = [ADAMW, DCT_ADAMW, *OPTIONS, TRION, PAPER, GALORE, MUON]
+    names = [ADAMW, DCT_ADAMW, SIGN, *OPTIONS, TRION, PAPER, GALORE, MUON]
     if quick:
         names = [ADAMW, DCT_ADAMW, GALORE]
     listed = ", ".join(f"{rows} x {columns}" for rows, columns in shapes)
