@@ -60,6 +60,21 @@ def cut_dim(placement: Any) -> int | None:
     return dim
 
 
+# By the default group, which is another after it has been destroyed and made anew, and ranks.
+_groups: dict[Any, Any] = {}
+
+
+def _group_of(ranks: tuple[int, ...]) -> Any:
+    """Return the process group of ranks, made on first use by these alone.
+
+    A flattened mesh would have it too; but once it has one, DTensor gathers uneven shards over it in the wrong order.
+    """
+    key = dist.group.WORLD, ranks
+    if key not in _groups:
+        _groups[key] = dist.new_group(list(ranks), use_local_synchronization=True)
+    return _groups[key]
+
+
 class Spread(NamedTuple):
     """How a parameter lies on the ranks of a mesh; equal for parameters that lie alike."""
 
@@ -82,8 +97,9 @@ class Spread(NamedTuple):
             return self.mesh.get_group(self.summed[0])
         if len(self.summed) == self.mesh.ndim and self.mesh.size() == dist.get_world_size():
             return dist.group.WORLD
-        names = tuple((self.mesh.mesh_dim_names or ())[dim] for dim in self.summed)
-        return self.mesh[names]._flatten().get_group()
+        place: Any = self.mesh.get_coordinate()
+        own = tuple(slice(None) if d in self.summed else place[d] for d in range(self.mesh.ndim))
+        return _group_of(tuple(sorted(self.mesh.mesh[own].flatten().tolist())))
 
     @property
     def slabs(self) -> int:
