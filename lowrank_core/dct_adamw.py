@@ -101,7 +101,7 @@ def dct_adamw_step(
     config
         The options the state was made with.
     refresh
-        Whether to choose columns anew at this step; ``None`` follows :meth:`DCTAdamWConfig.refreshes`. A host
+        Whether to choose columns anew at this step; ``None`` follows ``config.refresh_every``. A host
         boolean where steps are not traced.
     ops
         Operations to use; those of the gradient's library by default.
