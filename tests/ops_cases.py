@@ -87,6 +87,7 @@ def take(ops: Any, make: Any) -> list[Any]:
         ops.take(make(normal(6, 4), "float32"), make(INDICES, "int32"), axis=-2),
         ops.take(make(normal(2, 4, 6), "float32"), make(STACKED, "int32"), axis=-1),
         ops.take(make(normal(2, 6, 4), "float32"), make(STACKED, "int32"), axis=-2),
+        ops.take(make(normal(0, 6, 4), "float32"), make(STACKED[:0], "int32"), axis=-2),
     ]
 
 

@@ -216,7 +216,7 @@ def test_a_function_makes_a_basis(xp, registered):
         found = lc.project(from_numpy(x, xp), from_numpy([1, 4], xp, "int32"), basis="mirror")
         assert_close(found, x[:, [3, 0]], xp=xp, dtype="float64")
     assert calls == [5]
-    config = lc.DCTAdamWConfig(rank=2, basis="mirror")
+    config = lc.DCTAdamWConfig(rank=2, basis="mirror", residual="discard")
     state = lc.dct_adamw_init((6, 5), config, xp=xp, dtype=xp.float64)
     update, _ = lc.dct_adamw_step(from_numpy(x, xp), state, config)
     best = np.sort(np.argsort(-(x**2).sum(axis=0))[:2])
@@ -391,7 +391,12 @@ def rotated_adam(sequence, vectors, betas, eps, axis):
 def test_moments_rotate_with_their_vectors(xp, name, shape, axis, refresh_every):
     betas, eps = (0.8, 0.95), 1e-6
     config = lc.DCTAdamWConfig(
-        rank=3, betas=betas, eps=eps, basis=name, refresh_every=refresh_every
+        rank=3,
+        betas=betas,
+        eps=eps,
+        basis=name,
+        refresh_every=refresh_every,
+        residual="discard",
     )
     sequence = [normal(*shape, seed=t) for t in range(7)]
     found = list(steps(config, sequence, xp, "float64"))
@@ -455,7 +460,7 @@ def test_a_gradient_of_zeros_leaves_the_iterated_vectors(xp):
 
 @pytest.mark.parametrize("name", STORED)
 def test_stored_vectors_of_a_stack(xp, name):
-    config = lc.DCTAdamWConfig(rank=2, basis=name, side="right")
+    config = lc.DCTAdamWConfig(rank=2, basis=name, side="right", residual="discard")
     sequence = [normal(3, 6, 5, seed=t) for t in range(3)]
     for t, (vectors, update, _) in enumerate(steps(config, sequence, xp, "float64")):
         assert vectors.shape == (3, 5, 2)

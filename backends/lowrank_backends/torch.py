@@ -119,15 +119,12 @@ class TorchOps(StandardOps[Tensor]):
         return x
 
     def running_mean(self, mean: Tensor, x: Tensor, decay: Scalar, *, squares: bool) -> Tensor:
-        """Return ``decay * mean + (1 - decay) * x``, or of squares, with no array but the result."""
+        """Return ``decay * mean + (1 - decay) * x``, or of squares, with one array less."""
         if isinstance(decay, Tensor):
             return super().running_mean(mean, x, decay, squares=squares)
-        result: Any = mean * decay
-        weight = 1 - float(decay)
-        mean_now: Tensor = (
-            result.addcmul_(x, x, value=weight) if squares else result.add_(x, alpha=weight)
-        )
-        return mean_now
+        terms = x * x if squares else x
+        kept = float(decay)
+        return mean.mul(kept).add_(terms, alpha=1 - kept)
 
     def take(self, x: Tensor, indices: Tensor, *, axis: int) -> Tensor:
         """Return rows or columns of matrices by a gather that looks for no negative indices."""
@@ -137,7 +134,7 @@ class TorchOps(StandardOps[Tensor]):
         if (
             x.device.type == "cpu"
             and not torch.compiler.is_compiling()
-            and x.shape[:-2].numel() <= _FEW
+            and 0 < x.shape[:-2].numel() <= _FEW
         ):
             pairs = zip(_matrices(x), index.view(-1, index.shape[-1]), strict=True)
             taken = torch.stack([matrix.index_select(axis, own) for matrix, own in pairs])
