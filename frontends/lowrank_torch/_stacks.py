@@ -20,7 +20,7 @@ from lowrank_torch._sharding import SIDES, local_gradient, local_of
 from lowrank_torch._slabs import Move, apply_slabs, as_state, ops_over, placed, to_slab
 
 # Numbers in one stack of gradients: what fits a core's cache on the CPU, a launch worth making elsewhere.
-_CPU_STACK = 2**20
+_CPU_STACK = 2**19
 _DEVICE_STACK = 2**24
 
 
