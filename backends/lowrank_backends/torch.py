@@ -61,19 +61,13 @@ class TorchOps(StandardOps[Tensor]):
         return self._blocked(idct_by_fft, coefficients, axis=axis)
 
     def _native(self, transform: Callable[..., Any], x: Tensor, *, axis: int) -> Tensor:
-        # Across rows SciPy strides through memory: transforming the transpose copies once and is faster.
-        rows = x.mT.contiguous() if axis == -2 else x
+        # In place on a copy: two threads that fill fresh memory wait for each other at every page. Across rows SciPy
+        # would stride through memory, so what it is given is the transpose.
+        array = x.detach().numpy()
+        rows = (array.swapaxes(-1, -2) if axis == -2 else array).copy(order="C")
         workers = torch.get_num_threads()
         out = torch.from_numpy(
-            transform(
-                rows.detach().numpy(),
-                type=2,
-                norm="ortho",
-                axis=-1,
-                # A transposed view is its own contiguous transpose, with no copy to spare.
-                overwrite_x=rows.data_ptr() != x.data_ptr(),
-                workers=workers,
-            )
+            transform(rows, type=2, norm="ortho", axis=-1, overwrite_x=True, workers=workers)
         )
         return out.mT if axis == -2 else out
 
