@@ -14,9 +14,9 @@ from lowrank_core.random import fold
 from lowrank_core.rounding import round_stochastically
 from lowrank_core.update import slice_across
 
-# Numbers in one block of the temporary that holds the update: a core's cache on the CPU, a launch worth
+# Numbers in one block of the temporary that holds the update: the cores' caches on the CPU, a launch worth
 # making elsewhere.
-_CPU_BLOCK = 2**18
+_CPU_BLOCK = 2**20
 _DEVICE_BLOCK = 2**24
 
 
