@@ -16,7 +16,7 @@ from lowrank_core.update import slice_across
 
 # Numbers in one block of the temporary that holds the update: the cores' caches on the CPU, a launch worth
 # making elsewhere.
-_CPU_BLOCK = 2**20
+_CPU_BLOCK = 2**19
 _DEVICE_BLOCK = 2**24
 
 
