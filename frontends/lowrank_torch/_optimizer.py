@@ -233,13 +233,13 @@ class LowRankOptimizer(Optimizer):
             work.append(self._members(group, config, first, chosen))
             first += len(group["params"])
         jobs: list[Job] = []
-        for group, config, (matrices, rest) in zip(self.param_groups, configs, work, strict=True):
-            ready = self._with_state(matrices, rest, group, config)
+        for group, config, members in zip(self.param_groups, configs, work, strict=True):
+            ready = self._with_state(members, group, config)
             for plan, stack in stacks_of([one for one in ready if not one[1].full], group, config):
                 arguments = (stack, plan, self._rule, config, group, self._ops, self._exchange)
                 jobs.append(Job(held_bytes(stack, plan), partial(step_stack, *arguments)))
             jobs += self._adamw_jobs([one for one in ready if one[1].full], group)
-        if any(plan.spread for matrices, rest in work for _, plan in (*matrices, *rest)):
+        if any(plan.spread for members in work for _, plan in members):
             self._exchange.run(jobs)
         else:
             for job in jobs:
@@ -305,15 +305,11 @@ class LowRankOptimizer(Optimizer):
         return dict(self._exchange.ledger.last)
 
     def _with_state(
-        self,
-        matrices: list[tuple[Member, Plan]],
-        rest: list[tuple[Member, Plan]],
-        group: Mapping[str, Any],
-        config: Any,
+        self, members: list[tuple[Member, Plan]], group: Mapping[str, Any], config: Any
     ) -> list[tuple[Member, Plan]]:
         """Make the state of those that have none yet; return all but those whose step is to have state alone."""
         ready, new = [], []
-        for member, plan in (*matrices, *rest):
+        for member, plan in members:
             if not member.state:
                 member = member._replace(state=self.state[member.parameter])
                 if plan.full:
@@ -327,13 +323,12 @@ class LowRankOptimizer(Optimizer):
 
     def _members(
         self, group: dict[str, Any], config: Any, first: int, chosen: Container[Tensor] | None
-    ) -> tuple[list[tuple[Member, Plan]], list[tuple[Member, Plan]]]:
-        """Return the parameters of a group to step as matrices and those to step by AdamW, each with its plan.
+    ) -> list[tuple[Member, Plan]]:
+        """Return the parameters of a group to step, each with its plan.
 
         The first of the group is number ``first`` among all. Nothing is changed before all have been checked.
         """
-        matrices: list[tuple[Member, Plan]] = []
-        rest: list[tuple[Member, Plan]] = []
+        members = []
         for stream, parameter in enumerate(group["params"], start=first):
             projected = self._projected.get(parameter)
             unasked = chosen is not None and parameter not in chosen
@@ -349,8 +344,8 @@ class LowRankOptimizer(Optimizer):
                 )
             plan = self._plan(parameter, group, config)
             member = Member(parameter, self.state.get(parameter, {}), stream, projected)
-            (rest if plan.full else matrices).append((member, plan))
-        return matrices, rest
+            members.append((member, plan))
+        return members
 
     # -- loading -------------------------------------------------------------------------------
 
