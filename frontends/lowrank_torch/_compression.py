@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lowrank_core.bases import get_basis
+from lowrank_core import lift, project
 from lowrank_torch._matrices import as_matrices, matrix_views
 
 if TYPE_CHECKING:
@@ -94,23 +94,21 @@ def _ways(optimizer: LowRankOptimizer, parameters: Sequence[Tensor]) -> list[_Wa
 def _way(
     optimizer: LowRankOptimizer, parameter: Tensor, group: dict[str, Any], config: Any
 ) -> _Way | None:
-    plan, ops, state = optimizer._plan(parameter, group, config), optimizer._ops, optimizer.state
+    plan, state = optimizer._plan(parameter, group, config), optimizer.state
     if plan.full:
         return None
-    basis, project, lift = get_basis(config.basis), [], []
+    to_columns, back = [], []
     for block, shape in enumerate(plan.blocks):
         layout = plan.fitted(config, block).layout(shape)
         indices = state[parameter][plan.key("indices", block)]
-        how = {"axis": layout.axis, "method": config.method}
-        project.append(partial(_in_float32, partial(basis.project, ops=ops, **how), indices))
-        back = partial(basis.lift, size=layout.size, ops=ops, **how)
-        lift.append(partial(_in_float32, back, indices))
-    return _Way(plan.blocks, group["batch_dims"], project, lift)
+        how = {"axis": layout.axis, "basis": config.basis, "method": config.method}
+        to_columns.append(partial(_on, project, indices, **how))
+        back.append(partial(_on, lift, indices, size=layout.size, **how))
+    return _Way(plan.blocks, group["batch_dims"], to_columns, back)
 
 
-def _in_float32(function: Callable[..., Any], indices: Tensor, x: Tensor) -> Tensor:
-    wide = x if x.dtype == torch.float64 else x.float()
-    result: Tensor = function(wide, indices).to(x.dtype)
+def _on(function: Callable[..., Any], indices: Tensor, x: Tensor, **how: Any) -> Tensor:
+    result: Tensor = function(x, indices, **how)
     return result
 
 
