@@ -19,7 +19,9 @@ from operator import matmul
 from pathlib import Path
 from typing import Any
 
+from lowrank_core._files import replacing
 from lowrank_core._typing import Device, Namespace
+from lowrank_core.names import library_name
 
 #: Names a file to use instead of the user's own.
 ENVIRONMENT = "LOWRANK_CORE_CROSSOVERS"
@@ -145,15 +147,12 @@ def load(path: Path) -> None:
 def _write(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     entries = {key: asdict(value) for key, value in sorted(_measured.items())}
-    # Written aside and given its name, so that nobody reads half of it.
-    aside = path.with_name(f"{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps({"version": _VERSION, "crossovers": entries}, indent=1))
-    aside.replace(path)
+    with replacing(path) as aside:
+        aside.write_text(json.dumps({"version": _VERSION, "crossovers": entries}, indent=1))
 
 
 def _key(xp: Namespace, device: Device) -> str:
-    library = xp.__name__.removeprefix("array_api_compat.").split(".")[0]
-    return f"{library} on {str(device or 'default').partition(':')[0]}"
+    return f"{library_name(xp)} on {str(device or 'default').partition(':')[0]}"
 
 
 def _seconds(work: Callable[[], Any]) -> float:

@@ -1,6 +1,8 @@
-"""Names by which models call what is no hidden matrix."""
+"""What others call things: array libraries themselves, and models what is no hidden matrix."""
 
 from __future__ import annotations
+
+from lowrank_core._typing import Namespace
 
 #: Modules that are output heads, in lower case: no two frameworks agree on one.
 HEADS = frozenset(
@@ -15,3 +17,9 @@ HEADS = frozenset(
         "unembedding",
     }
 )
+
+
+def library_name(xp: Namespace) -> str:
+    """Return the array library of a namespace, wrapped or not: ``numpy``, ``torch``, ``jax``, ``cupy``, ..."""
+    name: str = xp.__name__
+    return name.removeprefix("array_api_compat.").split(".")[0]

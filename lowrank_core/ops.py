@@ -20,6 +20,7 @@ from lowrank_core.constants import Constants
 from lowrank_core.crossovers import Crossovers, default_path, load, measured_on
 from lowrank_core.layout import on_axis
 from lowrank_core.makhoul import dct_by_fft, fft_phases, idct_by_fft
+from lowrank_core.names import library_name
 
 ENTRY_POINT_GROUP = "lowrank_core.ops"
 METHODS = ("auto", "matmul", "fft")
@@ -231,9 +232,8 @@ _ops_of_type: dict[type, Ops] = {}
 
 
 def _find_ops(xp: Namespace) -> Ops:
-    library = xp.__name__.removeprefix("array_api_compat.").split(".")[0]
     load(default_path())
-    for entry in entry_points(group=ENTRY_POINT_GROUP, name=library):
+    for entry in entry_points(group=ENTRY_POINT_GROUP, name=library_name(xp)):
         adapter: Ops = entry.load()(xp)
         return adapter
     return StandardOps(xp)
