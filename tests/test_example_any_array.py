@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from example_helpers import refused
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 SETTINGS: dict[str, Any] = {"columns": 16, "rate": 3e-3, "epochs": 3, "seed": 0}
@@ -67,16 +68,6 @@ def test_shows_a_table(
     assert f"{reached.accuracy:.4f}" in row
     assert f"{reached.loss:.4f}" in row
     assert f"{reached.state_bytes:,}" in row
-
-
-def refused(example: ModuleType, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    with pytest.raises(SystemExit) as stop:
-        example.main(arguments)
-    assert stop.value.code == 2
-    printed, errors = capsys.readouterr()
-    assert printed == ""
-    assert errors.count("\n") == 1
-    return errors
 
 
 @pytest.mark.parametrize(

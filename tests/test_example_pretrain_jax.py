@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from example_helpers import refused
 from safetensors.numpy import load_file
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
@@ -167,17 +168,6 @@ def test_full_disk_leaves_the_last_checkpoint_whole(
             example.main(arguments)
     assert len(state_of(example, checkpoint)["runs"][-1]["training"]) == 3
     assert example.main(arguments) == 0
-
-
-def refused(example: ModuleType, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        example.main(arguments)
-    assert stop.value.code == 2
-    printed, errors = capsys.readouterr()
-    assert printed == ""
-    assert errors.count("\n") == 1
-    return errors
 
 
 def test_checkpoints_that_do_not_fit_are_refused(
