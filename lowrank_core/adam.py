@@ -29,13 +29,22 @@ def decayed_weight(beta: Scalar, count: Scalar, ops: Ops, like: Array) -> Scalar
 
 
 def update_moments(
-    gradient: Array, first: Array, second: Array, betas: tuple[Scalar, Scalar], ops: Ops
+    gradient: Array,
+    first: Array,
+    second: Array,
+    betas: tuple[Scalar, Scalar],
+    ops: Ops,
+    *,
+    own: bool = False,
 ) -> tuple[Array, Array]:
-    """Return the running means of ``gradient`` and of its square: ``m <- b1 m + (1 - b1) g``, likewise ``v``."""
+    """Return the running means of ``gradient`` and of its square: ``m <- b1 m + (1 - b1) g``, likewise ``v``.
+
+    With ``own`` the moments given are the caller's own and not used again.
+    """
     beta1, beta2 = betas
     return (
-        ops.running_mean(first, gradient, beta1, squares=False),
-        ops.running_mean(second, gradient, beta2, squares=True),
+        ops.running_mean(first, gradient, beta1, squares=False, own=own),
+        ops.running_mean(second, gradient, beta2, squares=True, own=own),
     )
 
 
@@ -47,5 +56,4 @@ def adam_direction(
     ops: Ops,
 ) -> Array:
     """Return ``m_hat / (sqrt(v_hat) + eps)``, the moments divided by their ``weights`` (see `decayed_weight`)."""
-    first_weight, second_weight = weights
-    return (first / first_weight) / (ops.xp.sqrt(second / second_weight) + eps)
+    return ops.divide_by_root(first, second, weights, eps)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from lowrank_core._checks import check_axis, check_choice, check_integer, check_matrix
 from lowrank_core._typing import Array
-from lowrank_core.layout import on_axis
 from lowrank_core.ops import Ops, ops_for
 
 SCORES = ("l1", "l2")
@@ -110,7 +109,7 @@ def carry_columns(moments: Array, previous: Array, current: Array, /, *, axis: i
     check_axis(axis)
     ops = ops_for(moments)
     position, stayed = match_columns(previous, current, ops)
-    return gather_matched(moments, position, stayed, ops, axis=axis)
+    return ops.take_kept(moments, position, stayed, axis=axis)
 
 
 def match_columns(previous: Array, current: Array, ops: Ops) -> tuple[Array, Array]:
@@ -119,10 +118,3 @@ def match_columns(previous: Array, current: Array, ops: Ops) -> tuple[Array, Arr
     match = current[..., :, None] == previous[..., None, :]
     position = xp.argmax(xp.astype(match, xp.int8), axis=-1)
     return position, xp.any(match, axis=-1)
-
-
-def gather_matched(moments: Array, position: Array, stayed: Array, ops: Ops, *, axis: int) -> Array:
-    """Return ``moments`` gathered at ``position``, zero where a column has not ``stayed``."""
-    gathered = ops.take(moments, position, axis=axis)
-    # A selection, not a product: what a column leaves behind may be infinite.
-    return ops.xp.where(on_axis(stayed, axis), gathered, 0.0)

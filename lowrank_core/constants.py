@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from weakref import WeakValueDictionary
@@ -10,6 +11,8 @@ from lowrank_core._typing import Array
 
 # Every constant that is alive, whoever holds it. Two holders that ask for the same key share one array.
 _alive: WeakValueDictionary[Hashable, Array] = WeakValueDictionary()
+# Threads that step different matrices ask for the same basis. One constant may be built from another.
+_lock = threading.RLock()
 
 
 class Constants:
@@ -28,13 +31,14 @@ class Constants:
 
     def get(self, key: Hashable, build: Callable[[], Array]) -> Array:
         """Return the constant of ``key``, built by ``build()`` if no holder has it."""
-        value = self._held.get(key)
-        if value is None:
-            value = _alive.get(key)
+        with _lock:
+            value = self._held.get(key)
             if value is None:
-                value = _alive[key] = build()
-            self._held[key] = value
-            if self._keep is not None and len(self._held) > self._keep:
-                self._held.popitem(last=False)
-        self._held.move_to_end(key)
-        return value
+                value = _alive.get(key)
+                if value is None:
+                    value = _alive[key] = build()
+                self._held[key] = value
+                if self._keep is not None and len(self._held) > self._keep:
+                    self._held.popitem(last=False)
+            self._held.move_to_end(key)
+            return value

@@ -10,10 +10,10 @@ from dataclasses import replace
 
 from lowrank_core._checks import check_matrix
 from lowrank_core._typing import Array, Device, DType, Namespace, Scalar
-from lowrank_core.adam import adam_direction, decayed_weight, update_moments
+from lowrank_core.adam import adam_direction, decayed_weight
 from lowrank_core.bases import get_basis
 from lowrank_core.dct_adamw_config import SEED_COUNT, DCTAdamWConfig, DCTAdamWState
-from lowrank_core.dct_adamw_projection import Projected, project_fixed, project_stored
+from lowrank_core.dct_adamw_projection import Subspace, project_fixed, project_stored
 from lowrank_core.energy import mean_energy
 from lowrank_core.layout import Layout, on_axis
 from lowrank_core.ops import Ops, ops_for, ops_for_namespace
@@ -28,7 +28,7 @@ from lowrank_core.residuals import (
 from lowrank_core.rounding import store
 from lowrank_core.state import check_state, empty_state, load_buffer, store_buffer
 from lowrank_core.subspaces import starting_vectors
-from lowrank_core.update import LowRankUpdate, lifted
+from lowrank_core.update import LowRankUpdate, lifted, subtract_lifted
 
 
 def dct_adamw_init(
@@ -125,7 +125,8 @@ def dct_adamw_step(
     step = state.step + 1
     full = ops.to_compute(gradient)
     if state.feedback is not None:
-        full = full + load_buffer(state, "feedback", config.feedback_bits, shape, full.dtype, ops)
+        before = load_buffer(state, "feedback", config.feedback_bits, shape, full.dtype, ops)
+        full = ops.add(full, before)
     if refresh is None:
         refresh = config.refreshes(step)
 
@@ -134,15 +135,19 @@ def dct_adamw_step(
         basis = get_basis(config.basis)
         coefficients = basis.transform(full, ops, axis=layout.axis, method=config.method)
     if config.stored:
-        at = project_stored(full, state, step, refresh, config, layout, ops)
+        at, low_rank = project_stored(full, state, step, refresh, config, layout, ops)
     else:
-        at = project_fixed(full, coefficients, state, step, refresh, config, layout, ops)
+        at, low_rank = project_fixed(full, coefficients, state, step, refresh, config, layout, ops)
+    if config.residual == "discard":
+        # In the moments, and of no other use: gone before the direction is made.
+        del low_rank
+        return advance(at, state, step, config, layout, ops)
     update, kept = advance(at, state, step, config, layout, ops)
-    return _add_residual(update, kept, full, coefficients, at.low_rank, config, layout, ops)
+    return _add_residual(update, kept, full, coefficients, low_rank, config, layout, ops)
 
 
 def advance(
-    at: Projected,
+    at: Subspace,
     state: DCTAdamWState,
     step: int | Array,
     config: DCTAdamWConfig,
@@ -151,9 +156,7 @@ def advance(
 ) -> tuple[LowRankUpdate, DCTAdamWState]:
     """Return Adam's step in the subspace."""
     ages = None if at.moments.ages is None else at.moments.ages + 1
-    first, second = update_moments(
-        at.low_rank, at.moments.first, at.moments.second, config.betas, ops
-    )
+    first, second = at.moments.first, at.moments.second
     weights = _weights(config, step, ages, first, layout.axis, ops)
     factor = adam_direction(first, second, weights, config.eps, ops)
     update = LowRankUpdate(factor, at.indices, layout.axis, layout.size, config.basis, at.vectors)
@@ -180,8 +183,6 @@ def _add_residual(
     ops: Ops,
 ) -> tuple[LowRankUpdate, DCTAdamWState]:
     """Return the update and the state with what the residual policy makes of the rest of the gradient."""
-    if config.residual == "discard":
-        return update, state
     axis = layout.axis
     scale = config.residual_scale
     if scale is None:
@@ -206,7 +207,8 @@ def _add_residual(
         if layout.rank == layout.size:  # what is left is rounding, which has signs too
             return update, state
         return replace(update, gradient=full, projected=low_rank, sign_scale=scale), state
-    rest = full - lifted(low_rank, update, config.method, ops)
+    # What is fed back makes `full` this step's own.
+    rest = subtract_lifted(full, replace(update, factor=low_rank), config.method, ops)
     return update, store_buffer(state, "feedback", rest, config.feedback_bits, state.step, ops)
 
 

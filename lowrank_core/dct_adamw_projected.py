@@ -7,7 +7,7 @@ from lowrank_core._typing import Array
 from lowrank_core.bases import get_basis
 from lowrank_core.dct_adamw import advance
 from lowrank_core.dct_adamw_config import DCTAdamWConfig, DCTAdamWState
-from lowrank_core.dct_adamw_projection import Projected, moments_before
+from lowrank_core.dct_adamw_projection import Subspace, moments_before, with_gradient
 from lowrank_core.ops import Ops, ops_for
 from lowrank_core.state import check_state
 from lowrank_core.update import LowRankUpdate
@@ -62,7 +62,8 @@ def dct_adamw_step_projected(
         )
     low_rank = ops.to_compute(low_rank)
     before = moments_before(state, low_rank.dtype, ops)
-    at = Projected(state.indices, state.vectors, before, state.energy, low_rank)
+    moments = with_gradient(before, low_rank, config, ops, own=False)
+    at = Subspace(state.indices, state.vectors, moments, state.energy)
     return advance(at, state, state.step + 1, config, layout, ops)
 
 

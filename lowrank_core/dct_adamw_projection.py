@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from lowrank_core._typing import Array, DType
-from lowrank_core.adam import decayed_weight
+from lowrank_core.adam import decayed_weight, update_moments
 from lowrank_core.bases import get_basis
 from lowrank_core.columns import score_sums
 from lowrank_core.dct_adamw_config import SEED_COUNT, DCTAdamWConfig, DCTAdamWState
@@ -22,20 +22,29 @@ from lowrank_core.subspaces import (
 )
 
 
-class Projected(NamedTuple):
-    """A gradient in its subspace, and the state in the same coordinates."""
+class Subspace(NamedTuple):
+    """Where a step goes: columns or vectors, and the state in their coordinates, the gradient in its moments."""
 
     indices: Array | None
     vectors: Array | None
     moments: Moments
     energy: Array | None
-    low_rank: Array
 
 
 def moments_before(state: DCTAdamWState, dtype: DType, ops: Ops) -> Moments:
     """Return the moments of a state in the dtype to compute in."""
     first, second = (ops.astype(m, dtype) for m in (state.first_moment, state.second_moment))
     return Moments(first, second, state.ages)
+
+
+def with_gradient(
+    moments: Moments, low_rank: Array, config: DCTAdamWConfig, ops: Ops, *, own: bool
+) -> Moments:
+    """Return the moments with one more gradient in them; ``own`` ones are not used again."""
+    first, second = update_moments(
+        low_rank, moments.first, moments.second, config.betas, ops, own=own
+    )
+    return moments._replace(first=first, second=second)
 
 
 def project_fixed(
@@ -47,8 +56,8 @@ def project_fixed(
     config: DCTAdamWConfig,
     layout: Layout,
     ops: Ops,
-) -> Projected:
-    """Return the gradient on columns of a fixed basis, chosen anew if ``refresh``."""
+) -> tuple[Subspace, Array]:
+    """Return the columns of a fixed basis, chosen anew if ``refresh``, and the gradient on them."""
     basis, axis, current = get_basis(config.basis), layout.axis, state.indices
     assert current is not None  # noqa: S101 - check_state has seen to it; this tells the type checker
     before = moments_before(state, full.dtype, ops)
@@ -56,7 +65,7 @@ def project_fixed(
     if coefficients is not None and energy is not None:
         energy = _gather_energy(energy, coefficients, config, layout, ops)
 
-    def choose() -> Projected:
+    def choose() -> tuple[Subspace, Array]:
         seen = coefficients
         if seen is None:
             seen = basis.transform(full, ops, axis=axis, method=config.method)
@@ -88,14 +97,16 @@ def project_fixed(
             seeded = decayed_weight(config.betas[1], SEED_COUNT, ops, mean)
             newcomers = ops.pick(mean, indices) * seeded
         moments = carry_moments(before, current, indices, ops, axis=axis, newcomers=newcomers)
-        return Projected(indices, None, moments, louder, low_rank)
+        moments = with_gradient(moments, low_rank, config, ops, own=True)
+        return Subspace(indices, None, moments, louder), low_rank
 
-    def keep() -> Projected:
+    def keep() -> tuple[Subspace, Array]:
         if coefficients is not None:
             low_rank = ops.take(coefficients, current, axis=axis)
         else:
             low_rank = basis.project(full, current, ops, axis=axis, method=config.method)
-        return Projected(current, None, before, energy, low_rank)
+        moments = with_gradient(before, low_rank, config, ops, own=False)
+        return Subspace(current, None, moments, energy), low_rank
 
     return ops.cond(refresh, choose, keep)
 
@@ -108,26 +119,27 @@ def project_stored(
     config: DCTAdamWConfig,
     layout: Layout,
     ops: Ops,
-) -> Projected:
-    """Return the gradient on stored vectors, computed anew if ``refresh``."""
+) -> tuple[Subspace, Array]:
+    """Return the stored vectors, computed anew if ``refresh``, and the gradient on them."""
     axis, current = layout.axis, state.vectors
     assert current is not None  # noqa: S101 - check_state has seen to it; this tells the type checker
     previous = ops.astype(current, full.dtype)
     before = moments_before(state, full.dtype, ops)
 
-    def choose() -> Projected:
+    def choose() -> tuple[Subspace, Array]:
         if config.basis == "svd":
             vectors = leading_vectors(full, layout.rank, ops, axis=axis)
         else:
             vectors = iterated_vectors(full, previous, ops, axis=axis)
         moments = rotate_moments(before, previous, vectors, config.betas, step - 1, ops, axis=axis)
-        return on(vectors, moments)
+        return on(vectors, moments, own=True)
 
-    def on(vectors: Array, moments: Moments) -> Projected:
+    def on(vectors: Array, moments: Moments, *, own: bool) -> tuple[Subspace, Array]:
         low_rank = ops.apply_matrix(full, vectors, axis=axis)
-        return Projected(None, ops.astype(vectors, current.dtype), moments, None, low_rank)
+        moments = with_gradient(moments, low_rank, config, ops, own=own)
+        return Subspace(None, ops.astype(vectors, current.dtype), moments, None), low_rank
 
-    return ops.cond(refresh, choose, lambda: on(previous, before))
+    return ops.cond(refresh, choose, lambda: on(previous, before, own=False))
 
 
 def _gather_energy(

@@ -8,7 +8,7 @@ part of the namespace's module name: ``numpy``, ``torch``, ``jax``, ``cupy``), a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from importlib.metadata import entry_points
 from typing import Any, Generic, Self, TypeAlias, TypeVar
 
@@ -123,12 +123,24 @@ class StandardOps(Generic[A]):
         transformed: A = self.xp.matrix_transpose(function(self.xp.matrix_transpose(x)))
         return transformed
 
+    def add(self, x: A, y: A) -> A:
+        """Return ``x + y``, matrices of the size of a gradient, as the caller's own."""
+        return x + y
+
     def subtract(self, x: A, part: Callable[[slice], A], *, axis: int) -> A:
         """Return ``x`` less what ``part`` gives for a slice of the dimension that is not ``axis``.
 
         ``x`` is the caller's own and not used again: an adapter may work block by block in its memory.
         """
         return x - part(slice(None))
+
+    def divide_by_root(self, x: A, square: A, weights: tuple[Scalar, Scalar], eps: Scalar) -> A:
+        """Return ``x / (sqrt(square) + eps)``, each divided by its weight first."""
+        return (x / weights[0]) / (self.xp.sqrt(square / weights[1]) + eps)
+
+    def add_signs(self, x: A, gradient: A, kept: A, scale: Scalar) -> A:
+        """Return ``x + scale * sign(gradient - kept)``; ``x`` and ``kept`` are the caller's own and not used again."""
+        return x + self.xp.sign(gradient - kept) * scale
 
     # -- choosing and moving columns -----------------------------------------------------------
 
@@ -143,8 +155,11 @@ class StandardOps(Generic[A]):
         sums: A = self.xp.sum(terms, axis=-3 - axis)
         return sums
 
-    def running_mean(self, mean: A, x: A, decay: Scalar, *, squares: bool) -> A:
-        """Return ``decay * mean + (1 - decay) * x``, of the squares of ``x`` where asked for."""
+    def running_mean(self, mean: A, x: A, decay: Scalar, *, squares: bool, own: bool = False) -> A:
+        """Return ``decay * mean + (1 - decay) * x``, of the squares of ``x`` where asked for.
+
+        With ``own`` the ``mean`` is the caller's own and not used again: an adapter may work in its memory.
+        """
         terms = x * x if squares else x
         return mean * decay + terms * (1 - decay)
 
@@ -160,6 +175,12 @@ class StandardOps(Generic[A]):
             taken: A = self.xp.take(x, index, axis=axis)
             return taken
         return self.xp.take_along_axis(x, self.spread(index, x, axis=axis), axis=axis)
+
+    def take_kept(self, x: A, indices: A, kept: A, *, axis: int) -> A:
+        """Return :meth:`take` of ``indices``, zero where ``kept`` ``(..., r)`` is false."""
+        # A selection, not a product: what is left behind may be infinite.
+        taken: A = self.xp.where(on_axis(kept, axis), self.take(x, indices, axis=axis), 0.0)
+        return taken
 
     def pick(self, x: A, indices: A) -> A:
         """Return the entries ``indices`` ``(..., r)`` of the vectors ``x`` ``(..., n)``."""
@@ -203,6 +224,15 @@ class StandardOps(Generic[A]):
     def cond(self, predicate: bool | A, then: Callable[[], T], otherwise: Callable[[], T]) -> T:
         """Return ``then()`` if ``predicate`` holds, ``otherwise()`` if not; both give the same shapes."""
         return then() if bool(predicate) else otherwise()
+
+    def workers(self) -> int:
+        """Return how many items `for_each` works on at a time; up to so many may wait for one another."""
+        return 1
+
+    def for_each(self, work: Callable[[T], object], items: Iterable[T]) -> None:
+        """Call ``work`` for every item, in any order; no two write to the same array."""
+        for item in items:
+            work(item)
 
     def step_counter(self, device: Device = None) -> int | A:
         """Return a step count of zero: a host number, or a 0-d int32 array where steps are traced."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from lowrank_core._typing import Array, Scalar
 from lowrank_core.adam import decayed_weight
-from lowrank_core.columns import gather_matched, match_columns
+from lowrank_core.columns import match_columns
 from lowrank_core.layout import on_axis
 from lowrank_core.ops import Ops
 from lowrank_core.random import make_key, normal
@@ -45,8 +45,8 @@ def carry_moments(
     columns that a state begins with are newcomers too: their age is zero.
     """
     position, stayed = match_columns(previous, current, ops)
-    first = gather_matched(moments.first, position, stayed, ops, axis=axis)
-    second = gather_matched(moments.second, position, stayed, ops, axis=axis)
+    first = ops.take_kept(moments.first, position, stayed, axis=axis)
+    second = ops.take_kept(moments.second, position, stayed, axis=axis)
     ages = moments.ages
     if ages is not None:
         carried = ops.pick(ages, position)

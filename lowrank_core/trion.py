@@ -27,7 +27,7 @@ from lowrank_core.state import (
     load_buffer,
     store_buffer,
 )
-from lowrank_core.update import LowRankUpdate, materialize, slice_across
+from lowrank_core.update import LowRankUpdate, subtract_lifted
 
 SCALES = ("none", "spectral", "dion", "rms")
 
@@ -184,17 +184,14 @@ def trion_step(
     axis, step = layout.axis, state.step + 1
 
     full = ops.to_compute(gradient)
-    full = full + load_buffer(state, "momentum", config.momentum_bits, shape, full.dtype, ops)
+    before = load_buffer(state, "momentum", config.momentum_bits, shape, full.dtype, ops)
+    full = ops.add(full, before)
     coefficients = basis.transform(full, ops, axis=axis, method=config.method)
     indices = top_columns(score_sums(coefficients, axis, config.score, ops), layout.rank, ops)
     low_rank = ops.take(coefficients, indices, axis=axis)
 
     used = LowRankUpdate(low_rank * (1 - config.momentum), indices, axis, layout.size, config.basis)
-    momentum = ops.subtract(
-        full,
-        lambda block: materialize(slice_across(used, block), method=config.method, ops=ops),
-        axis=axis,
-    )
+    momentum = subtract_lifted(full, used, config.method, ops)
     factor = orthogonalize_factor(
         low_rank,
         ops,

@@ -72,6 +72,7 @@ def materialize(update: LowRankUpdate, /, *, method: str = "auto", ops: Ops | No
     ``method`` is that of :func:`lowrank_core.lift`.
     """
     ops = ops_for(update.factor) if ops is None else ops
+    update = with_vectors(update, method, ops)
     if update.complement is not None and update.indices is not None:
         basis, axis = get_basis(update.basis), update.axis
         coefficients = ops.replace(update.complement, update.factor, update.indices, axis=axis)
@@ -81,9 +82,31 @@ def materialize(update: LowRankUpdate, /, *, method: str = "auto", ops: Ops | No
     if update.residual is not None:
         full = full + update.residual
     if update.gradient is not None and update.projected is not None:
-        rest = update.gradient - lifted(update.projected, update, method, ops)
-        full = full + ops.xp.sign(rest) * update.sign_scale
+        kept = lifted(update.projected, update, method, ops)
+        full = ops.add_signs(full, update.gradient, kept, update.sign_scale)
     return full
+
+
+def with_vectors(update: LowRankUpdate, method: str, ops: Ops) -> LowRankUpdate:
+    """Return ``update`` with its basis vectors where a product lifts it: made once for all of its parts and blocks."""
+    indices = update.indices
+    if indices is None or update.vectors is not None or update.complement is not None:
+        return update
+    device = ops.device_of(update.factor)
+    if not ops.use_product(indices.shape[-1], update.size, method, device):
+        return update
+    vectors = get_basis(update.basis).columns(indices, update.size, update.factor, ops)
+    return replace(update, vectors=vectors)
+
+
+def subtract_lifted(x: Array, update: LowRankUpdate, method: str, ops: Ops) -> Array:
+    """Return ``x`` less the matrix of ``update``, block by block; ``x`` is the caller's own and not used again."""
+    update = with_vectors(update, method, ops)
+    return ops.subtract(
+        x,
+        lambda block: materialize(slice_across(update, block), method=method, ops=ops),
+        axis=update.axis,
+    )
 
 
 def lifted(factor: Array, update: LowRankUpdate, method: str, ops: Ops) -> Array:

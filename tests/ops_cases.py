@@ -6,6 +6,7 @@ whose library, shape, dtype and numbers count, and host values, which must be eq
 
 from __future__ import annotations
 
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,64 @@ def subtract(ops: Any, make: Any) -> list[Any]:
     return results
 
 
+def take_kept(ops: Any, make: Any) -> list[Any]:
+    kept = np.array([[True, False, True], [False, False, True]])
+    flat, stacked = (make(values, "bool") for values in (kept[0], kept))
+    loud = normal(2, 6, 4)
+    loud[:, 2] = np.inf
+    return [
+        ops.take_kept(make(normal(4, 6), "float32"), make(INDICES, "int32"), flat, axis=-1),
+        ops.take_kept(make(loud[0], "float32"), make(INDICES, "int32"), flat, axis=-2),
+        ops.take_kept(make(loud, "float32"), make(STACKED, "int32"), stacked, axis=-2),
+    ]
+
+
+def add(ops: Any, make: Any) -> list[Any]:
+    # Large enough for several blocks, a stack, and nothing at all.
+    shapes = ((600, 1000), (2, 700, 500), (0, 5))
+    return [
+        ops.add(make(normal(*shape), "float32"), make(normal(*shape, seed=1), "float32"))
+        for shape in shapes
+    ]
+
+
+def add_signs(ops: Any, make: Any) -> list[Any]:
+    gradient, kept = normal(5, 6), normal(5, 6, seed=1)
+    kept[2] = gradient[2]
+    scales = [0.2, ops.xp.asarray(0.2, dtype=ops.xp.float32)]
+    # Copies: what is given may be used up.
+    return [
+        ops.add_signs(
+            make(normal(5, 6, seed=2), "float32") + 0,
+            make(gradient, "float32"),
+            make(kept, "float32") + 0,
+            scale,
+        )
+        for scale in scales
+    ]
+
+
+def divide_by_root(ops: Any, make: Any) -> list[Any]:
+    x, square = make(normal(3, 4), "float32"), make(normal(3, 4, seed=1) ** 2, "float32")
+    ages = make(np.array([0.5, 1.0, 0.1, 0.9]), "float32")
+    return [ops.divide_by_root(x, square, weights, 1e-8) for weights in ((0.1, 0.001), (1.0, ages))]
+
+
+def for_each(ops: Any, make: Any) -> list[Any]:
+    done: list[list[int]] = [[], [], []]
+    for count, found in zip((0, 1, 50), done, strict=True):
+        ops.for_each(found.append, range(count))
+    return [sorted(found) for found in done]
+
+
+def workers(ops: Any, make: Any) -> list[Any]:
+    count = ops.workers()
+    together = Barrier(count)
+    # So many wait for one another, and none waits in vain.
+    ops.for_each(lambda _: together.wait(60), range(count))
+    return [count >= 1]
+
+
 def pick(ops: Any, make: Any) -> list[Any]:
     return [
         ops.pick(make(normal(6), "float32"), make(INDICES, "int32")),
@@ -116,9 +175,10 @@ def running_mean(ops: Any, make: Any) -> list[Any]:
     mean, x = make(normal(3, 4), "float32"), make(normal(3, 4, seed=1), "float32")
     decays = [0.9, ops.xp.asarray(0.9, dtype=ops.xp.float32)]
     return [
-        ops.running_mean(mean, x, decay, squares=squares)
+        ops.running_mean(mean + 0 if own else mean, x, decay, squares=squares, own=own)
         for decay in decays
         for squares in (False, True)
+        for own in (False, True)
     ]
 
 
@@ -167,11 +227,15 @@ CASES = {
             replace,
             take,
             pick,
+            take_kept,
+            add,
             subtract,
+            add_signs,
+            divide_by_root,
             running_mean,
             top_k,
         ),
-        *(column_sums, cond, step_counter, constant),
+        *(column_sums, cond, for_each, workers, step_counter, constant),
     )
 }
 

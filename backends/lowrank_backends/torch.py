@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from lowrank_backends._torch_threads import for_each, workers
 from lowrank_core import StandardOps
 from lowrank_core._typing import Scalar
 from lowrank_core.crossovers import Crossovers
+from lowrank_core.layout import on_axis
 from lowrank_core.makhoul import dct_by_fft, fft_phases, idct_by_fft
 
 try:
+    import numpy as np
     from scipy import fft as scipy_fft
 except ImportError:  # optional: without SciPy, Makhoul's algorithm runs on torch.fft
     scipy_fft = None
+
+T = TypeVar("T")
 
 # Numbers in one block: small enough for a core's cache, large enough to amortise a dozen kernel launches.
 _BLOCK = 2**18
@@ -61,15 +66,30 @@ class TorchOps(StandardOps[Tensor]):
         return self._blocked(idct_by_fft, coefficients, axis=axis)
 
     def _native(self, transform: Callable[..., Any], x: Tensor, *, axis: int) -> Tensor:
-        # In place on a copy: two threads that fill fresh memory wait for each other at every page. Across rows SciPy
-        # would stride through memory, so what it is given is the transpose.
-        array = x.detach().numpy()
-        rows = (array.swapaxes(-1, -2) if axis == -2 else array).copy(order="C")
-        workers = torch.get_num_threads()
-        out = torch.from_numpy(
-            transform(rows, type=2, norm="ortho", axis=-1, overwrite_x=True, workers=workers)
-        )
-        return out.mT if axis == -2 else out
+        source = x.detach().numpy()
+        if x.numel() <= _BLOCK or x.ndim == 1:
+            return torch.from_numpy(_in_place(transform, source.copy(order="C"), axis))
+        # Memory of PyTorch's own comes in small pages, the first touch of which costs more than the transform.
+        out = np.empty(x.shape, source.dtype)
+        across = -3 - axis
+        length = max(1, _BLOCK // x.shape[axis])
+
+        def work(place: tuple[Any, ...]) -> None:
+            part = out[place]
+            if axis == -1:
+                part[...] = source[place]
+                done = _in_place(transform, part, axis)
+            else:
+                # Not in the memory of `out`, where a column is one number a page.
+                done = _in_place(transform, source[place].copy(), axis)
+            if done is not part:
+                part[...] = done
+
+        starts = range(0, x.shape[across], length)
+        blocks = [slice(start, start + length) for start in starts]
+        cuts = [(block, slice(None)) if axis == -1 else (slice(None), block) for block in blocks]
+        for_each(work, [(*one, *cut) for one in np.ndindex(x.shape[:-2]) for cut in cuts])
+        return torch.from_numpy(out)
 
     def _blocked(self, transform: Callable[..., Tensor], x: Tensor, *, axis: int) -> Tensor:
         if x.numel() == 0:  # PyTorch's FFT refuses an empty batch, which an empty shard is
@@ -85,10 +105,14 @@ class TorchOps(StandardOps[Tensor]):
             return out.mT if axis == -2 else out
         out = torch.empty_like(x)
         out_rows = out.mT if axis == -2 else out
-        for source, target in zip(_matrices(rows), _matrices(out_rows), strict=True):
-            for start in range(0, source.shape[0], per_block):
-                block = slice(start, start + per_block)
-                target[block] = transform(source[block], self.xp, phases)
+
+        def work(piece: tuple[Tensor, Tensor, slice]) -> None:
+            source, target, block = piece
+            target[block] = transform(source[block], self.xp, phases)
+
+        blocks = [slice(at, at + per_block) for at in range(0, rows.shape[-2], per_block)]
+        pairs = list(zip(_matrices(rows), _matrices(out_rows), strict=True))
+        for_each(work, [(*pair, block) for pair in pairs for block in blocks])
         return out
 
     def column_sums(self, x: Tensor, *, axis: int, squares: bool) -> Tensor:
@@ -104,21 +128,59 @@ class TorchOps(StandardOps[Tensor]):
         assert total is not None  # noqa: S101 - there is a block in what is not empty
         return total
 
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return ``x + y``, block by block into memory that costs little to touch."""
+        if x.numel() <= _BLOCK or not (_is_plain(x) and _is_plain(y) and x.dtype == y.dtype):
+            return x + y
+        out = torch.from_numpy(np.empty(x.shape, x.detach().numpy().dtype))
+
+        def work(block: slice) -> None:
+            torch.add(x[..., block, :], y[..., block, :], out=out[..., block, :])
+
+        for_each(work, _blocks(x, -2))
+        return out
+
     def subtract(self, x: Tensor, part: Callable[[slice], Tensor], *, axis: int) -> Tensor:
         """Return ``x`` less what ``part`` gives, in the memory of ``x``, block by block."""
         if x.device.type != "cpu" or torch.compiler.is_compiling() or x.numel() == 0:
             return x.sub_(part(slice(None)))
-        for block in _blocks(x, -3 - axis):
-            _cut(x, -3 - axis, block).sub_(part(block))
+        across = -3 - axis
+        for_each(lambda block: _cut(x, across, block).sub_(part(block)), _blocks(x, across))
         return x
 
-    def running_mean(self, mean: Tensor, x: Tensor, decay: Scalar, *, squares: bool) -> Tensor:
-        """Return ``decay * mean + (1 - decay) * x``, or of squares, with one array less."""
+    def divide_by_root(
+        self, x: Tensor, square: Tensor, weights: tuple[Any, Any], eps: Any
+    ) -> Tensor:
+        """Return ``x / (sqrt(square) + eps)``, each divided by its weight, in one array."""
+        divisor = square.div(weights[1]).sqrt_().add_(eps)
+        if divisor.requires_grad or x.requires_grad:
+            return x / divisor / weights[0]
+        return torch.div(x, divisor, out=divisor).div_(weights[0])
+
+    def add_signs(self, x: Tensor, gradient: Tensor, kept: Tensor, scale: Scalar) -> Tensor:
+        """Return ``x + scale * sign(gradient - kept)`` in the memory of ``x``."""
+        # PyTorch's sign of NaN is zero, the array API's NaN; where the gradient is NaN, `x` is too.
+        if isinstance(scale, Tensor) or x.requires_grad:
+            return super().add_signs(x, gradient, kept, scale)
+        return x.sub_(kept.sub_(gradient).sign_(), alpha=float(scale))
+
+    def workers(self) -> int:
+        """Return the number of PyTorch's threads where they can be divided; 1 in one of them."""
+        return workers()
+
+    def for_each(self, work: Callable[[T], object], items: Iterable[T]) -> None:
+        """Call ``work`` for every item, several at a time on threads of their own."""
+        for_each(work, items)
+
+    def running_mean(
+        self, mean: Tensor, x: Tensor, decay: Scalar, *, squares: bool, own: bool = False
+    ) -> Tensor:
+        """Return ``decay * mean + (1 - decay) * x``, or of squares, in one array at most."""
         if isinstance(decay, Tensor):
             return super().running_mean(mean, x, decay, squares=squares)
-        terms = x * x if squares else x
         kept = float(decay)
-        return mean.mul(kept).add_(terms, alpha=1 - kept)
+        mixed = mean.mul_(kept) if own else mean.mul(kept)
+        return mixed.add_(x * x if squares else x, alpha=1 - kept)
 
     def take(self, x: Tensor, indices: Tensor, *, axis: int) -> Tensor:
         """Return rows or columns of matrices by a gather that looks for no negative indices."""
@@ -134,6 +196,11 @@ class TorchOps(StandardOps[Tensor]):
             taken = torch.stack([matrix.index_select(axis, own) for matrix, own in pairs])
             return taken.view(*x.shape[:-2], *taken.shape[-2:])
         return x.gather(axis, self.spread(index, x, axis=axis))
+
+    def take_kept(self, x: Tensor, indices: Tensor, kept: Tensor, *, axis: int) -> Tensor:
+        """Return :meth:`take`, zero where not ``kept``, in one array."""
+        taken = self.take(x, indices, axis=axis)
+        return taken.masked_fill_(on_axis(~kept, axis), 0.0)
 
     def pick(self, x: Tensor, indices: Tensor) -> Tensor:
         """Return entries of vectors, likewise."""
@@ -170,6 +237,11 @@ def _is_plain(x: Tensor) -> bool:
         and not (torch.is_grad_enabled() and x.requires_grad)
         and torch._C._functorch.peek_interpreter_stack() is None  # vmap and grad transforms
     )
+
+
+def _in_place(transform: Callable[..., Any], array: Any, axis: int) -> Any:
+    """Return the transform of a NumPy array that nobody else needs, on this thread."""
+    return transform(array, type=2, norm="ortho", axis=axis, overwrite_x=True)
 
 
 def _blocks(x: Tensor, dim: int) -> Iterator[slice]:

@@ -12,11 +12,11 @@ from lowrank_core import LowRankUpdate, materialize
 from lowrank_core.ops import Ops
 from lowrank_core.random import fold
 from lowrank_core.rounding import round_stochastically
-from lowrank_core.update import slice_across
+from lowrank_core.update import slice_across, with_vectors
 
 # Numbers in one block of the temporary that holds the update: the cores' caches on the CPU, a launch worth
 # making elsewhere.
-_CPU_BLOCK = 2**19
+_CPU_BLOCK = 2**18
 _DEVICE_BLOCK = 2**24
 
 
@@ -40,13 +40,22 @@ def apply_update(
     """Do ``matrices <- (1 - rate * decay) * matrices - rate * update`` in place, with bounded temporaries."""
     dim = -2 if update.axis == -1 else -1
     numbers = _CPU_BLOCK if matrices.device.type == "cpu" else _DEVICE_BLOCK
+    update = with_vectors(update, "auto", ops)
     width = max(1, numbers * matrices.shape[dim] // max(1, matrices.numel()))
-    for start in range(0, matrices.shape[dim], width):
+
+    def add(start: int) -> None:
         length = min(width, matrices.shape[dim] - start)
         target = matrices.narrow(dim, start, length)
         delta: Any = materialize(slice_across(update, slice(start, start + length)), ops=ops)
         place = None if dither is None else dither._replace(place=dither.place + start)
         move(target, delta, rate, decay, place, ops)
+
+    starts = range(0, matrices.shape[dim], width)
+    if matrices.device.type == "cpu":
+        ops.for_each(add, starts)
+    else:
+        for start in starts:
+            add(start)
 
 
 def apply_stacked(

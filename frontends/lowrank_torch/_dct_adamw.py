@@ -94,6 +94,7 @@ class DCTAdamW(LowRankOptimizer):
         dct_adamw_init,
         _step,
         draws=True,
+        divisible=True,
         step_projected=dct_adamw_step_projected,
         project=dct_adamw_project,
     )

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lowrank_torch._jobs import Job
 from lowrank_torch._sharding import local_gradient
 
 
@@ -41,13 +42,6 @@ class Ledger:
     def close(self) -> None:
         """End a step's account."""
         self.last, self._now = self._now, {}
-
-
-class Job(NamedTuple):
-    """One step to be done, and the bytes it holds while it waits, the same number on every rank."""
-
-    held: int
-    run: Callable[[], None]
 
 
 class _Request(NamedTuple):

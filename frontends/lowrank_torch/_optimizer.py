@@ -17,8 +17,9 @@ from lowrank_core._checks import check_choice, check_known, check_number
 from lowrank_core.constants import Constants
 from lowrank_core.portable import Names
 from lowrank_torch._adamw import adamw_step, make_adamw_state, place_adamw_state
-from lowrank_torch._exchange import Exchange, Job, Traffic
+from lowrank_torch._exchange import Exchange, Traffic
 from lowrank_torch._input import check_gradient, check_not_flat, check_rate, is_no_rate
+from lowrank_torch._jobs import Job, run_here
 from lowrank_torch._loading import as_saved, check_shapes, check_whole, parameter_name
 from lowrank_torch._matrices import SHAPE_OPTIONS, check_shape_options
 from lowrank_torch._plan import Member, Plan, plan_for
@@ -28,6 +29,7 @@ from lowrank_torch._slabs import gather_rows
 from lowrank_torch._stacks import (
     Rule,
     held_bytes,
+    is_small,
     make_state,
     place_state,
     project_blocks,
@@ -227,23 +229,23 @@ class LowRankOptimizer(Optimizer):
     def step_only(self, chosen: Container[Tensor] | None) -> None:
         """Step the ``chosen`` parameters, or all, that have a gradient: what `step` does without its hooks."""
         configs = [self.check_options(group) for group in self.param_groups]
-        work = []
+        stepped = []
         first = 0
         for group, config in zip(self.param_groups, configs, strict=True):
-            work.append(self._members(group, config, first, chosen))
+            stepped.append(self._members(group, config, first, chosen))
             first += len(group["params"])
         jobs: list[Job] = []
-        for group, config, members in zip(self.param_groups, configs, work, strict=True):
+        for group, config, members in zip(self.param_groups, configs, stepped, strict=True):
             ready = self._with_state(members, group, config)
             for plan, stack in stacks_of([one for one in ready if not one[1].full], group, config):
                 arguments = (stack, plan, self._rule, config, group, self._ops, self._exchange)
-                jobs.append(Job(held_bytes(stack, plan), partial(step_stack, *arguments)))
+                work = partial(step_stack, *arguments)
+                jobs.append(Job(held_bytes(stack, plan), work, is_small(stack)))
             jobs += self._adamw_jobs([one for one in ready if one[1].full], group)
-        if any(plan.spread for members in work for _, plan in members):
+        if any(plan.spread for members in stepped for _, plan in members):
             self._exchange.run(jobs)
         else:
-            for job in jobs:
-                job.run()
+            run_here(jobs, self._ops)
         self._exchange.ledger.close()
 
     def zero_grad(self, set_to_none: bool = True) -> None:

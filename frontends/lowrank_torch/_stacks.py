@@ -13,6 +13,7 @@ from torch import Tensor
 from lowrank_core import LowRankUpdate
 from lowrank_core.ops import Ops
 from lowrank_torch._apply import Dither
+from lowrank_torch._division import Matrix, is_plain, slab_count, step_divided
 from lowrank_torch._exchange import Exchange
 from lowrank_torch._matrices import as_matrices, matrix_views
 from lowrank_torch._plan import Member, Plan
@@ -20,8 +21,10 @@ from lowrank_torch._sharding import SIDES, local_gradient, local_of
 from lowrank_torch._slabs import Move, apply_slabs, as_state, ops_over, placed, to_slab
 
 # Numbers in one stack of gradients: what fits a core's cache on the CPU, a launch worth making elsewhere.
-_CPU_STACK = 2**19
+_CPU_STACK = 2**18
 _DEVICE_STACK = 2**24
+# Numbers in a stack that a thread may step alone while others step others, each holding as much again.
+_SMALL = 2**22
 
 
 class Rule(NamedTuple):
@@ -32,6 +35,8 @@ class Rule(NamedTuple):
     step: Callable[..., tuple[LowRankUpdate, Any]]
     #: Whether the rule draws random numbers, and so wants to know which matrix it is at.
     draws: bool
+    #: Whether parts of a matrix can be stepped at once that only sum over the whole of it.
+    divisible: bool = False
     #: The step on coefficients on the current columns, where the rule has one, and what gives these.
     step_projected: Any = None
     project: Any = None
@@ -134,9 +139,17 @@ def step_stack(
         # Every rule is odd in the gradient, so going up is going down with the sign turned.
         rate, decay = -rate, -decay
     after: list[dict[str, Any]] = [{} for _ in stack]
+    divisible = rule.divisible and _is_divisible(stack, plan, group)
     for block, shape in enumerate(plan.slabs):
         fitted = plan.fitted(config, block)
         layout = fitted.layout(plan.blocks[block])
+        if divisible:
+            state = _state_of(stack[0].state, plan, block, rule)
+            matrix = Matrix(targets[0][block], gradients[0][block], state, fitted, layout)
+            if (count := slab_count(matrix, ops)) > 1:
+                kept = step_divided(matrix, count, rule.step, rate, decay, ops)
+                after[0] |= _entries(kept, plan, block, fitted, batch_dims)
+                continue
         own_ops = ops_over(ops, layout.axis, layout.across, plan.spread, exchange)
         states = [_state_of(member.state, plan, block, rule) for member in stack]
         parts = [views[block] for views in gradients]
@@ -190,6 +203,19 @@ def held_bytes(stack: Sequence[Member], plan: Plan) -> int:
         return 0
     # Coefficients and whatever was copied of the gradient, in float32.
     return 8 * len(stack) * stack[0].parameter.numel() // plan.spread.parts
+
+
+def is_small(stack: Sequence[Member]) -> bool:
+    """Return whether a stack is stepped by one thread while others step others."""
+    parameter = stack[0].parameter
+    return is_plain(parameter) and len(stack) * parameter.numel() <= _SMALL
+
+
+def _is_divisible(stack: Sequence[Member], plan: Plan, group: Mapping[str, Any]) -> bool:
+    """Return whether what is stepped is one whole gradient, and nothing depends on the place of a number in it."""
+    member = stack[0]
+    whole = len(stack) == 1 and plan.spread is None and member.projected is None
+    return whole and is_plain(member.parameter) and not group["stochastic_rounding"]
 
 
 def _matrices(gradient: Any, batch_dims: int) -> Tensor:

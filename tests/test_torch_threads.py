@@ -1,0 +1,236 @@
+"""Threads: pieces of work and slabs of a matrix, side by side, give what one thread gives, and fail as one does."""
+
+import os
+import signal
+import threading
+import time
+
+import lowrank_torch
+import lowrank_torch._division as division
+import pytest
+import torch
+from helpers import assert_close, to_numpy
+from torch_helpers import VARIANTS, parameters, tensor, variant_id
+
+from lowrank_core import ops_for
+
+OPS = ops_for(torch.empty(0))
+
+
+@pytest.fixture
+def threads():
+    """Set the number of PyTorch's threads, and set it back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+# -- work side by side ----------------------------------------------------------------------------
+
+
+def test_as_many_items_as_threads_are_at_work_together(threads):
+    for count in (2, 3, 2):
+        threads(count)
+        together = threading.Barrier(count)
+        OPS.for_each(lambda _, together=together: together.wait(60), range(count))
+        assert OPS.workers() == count
+
+
+def test_operations_of_an_item_use_no_other_thread_and_follow_no_gradients(threads):
+    threads(5)  # as in no other test, so that the threads are new
+    seen = []
+
+    def look(_):
+        seen.append((torch.get_num_threads(), OPS.workers(), torch.is_grad_enabled()))
+
+    OPS.for_each(look, range(9))
+    assert seen == [(1, 1, False)] * 9
+    assert torch.get_num_threads() == 5
+    later = []
+    thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert later == [5], "threads of other people's are as they would be"
+
+
+def test_items_are_worked_on_in_the_callers_inference_mode(threads):
+    threads(2)
+    with torch.inference_mode():
+        made = [torch.zeros(3), torch.zeros(3)]
+        OPS.for_each(lambda x: x.add_(1), made)
+    assert all(bool((x == 1).all()) for x in made)
+
+
+def test_an_error_ends_the_work_and_the_next_work_begins_as_ever(threads):
+    threads(2)
+    done = []
+
+    def work(item):
+        if item == 1:
+            raise ValueError("item must be another one, got 1")
+        time.sleep(0.05)
+        done.append(item)
+
+    with pytest.raises(ValueError, match="got 1"):
+        OPS.for_each(work, range(100))
+    assert 0 in done, "what had begun is done"
+    assert len(done) < 10, "and nothing begun after it"
+    OPS.for_each(done.append, range(100, 104))
+    assert sorted(done)[-4:] == [100, 101, 102, 103]
+
+
+def test_nobody_works_on_after_an_interrupt(threads):
+    threads(2)
+    done = []
+
+    def work(item):
+        if item == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+        done.append(item)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            OPS.for_each(work, range(100))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    at_once = list(done)
+    time.sleep(0.3)
+    assert done == at_once
+    assert 0 in done
+    assert len(done) < 10
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_has_threads_of_its_own(threads):
+    threads(2)
+    OPS.for_each(lambda _: None, range(4))
+    child = os.fork()
+    if child == 0:
+        done = []
+        OPS.for_each(done.append, range(4))
+        os._exit(0 if sorted(done) == [0, 1, 2, 3] else 1)
+    until = time.monotonic() + 60
+    found, status = 0, 0
+    while not found and time.monotonic() < until:
+        found, status = os.waitpid(child, os.WNOHANG)
+        time.sleep(0.01)
+    if not found:
+        os.kill(child, signal.SIGKILL)
+    assert (found, status) == (child, 0)
+
+
+def test_a_mode_sees_what_is_done(threads):
+    threads(2)
+
+    class Counting(torch.overrides.TorchFunctionMode):
+        count = 0
+
+        def __torch_function__(self, function, types, given=(), named=None):
+            self.count += 1
+            return function(*given, **(named or {}))
+
+    with Counting() as mode:
+        OPS.for_each(lambda _: torch.zeros(1), range(5))
+    assert mode.count == 5
+
+
+# -- one matrix divided ---------------------------------------------------------------------------
+
+
+def run(constructor, shapes, steps=5, **options):
+    given = parameters(*shapes)
+    optimizer = constructor(given, lr=0.01, rank=3, **options)
+    for step in range(steps):
+        for place, parameter in enumerate(given):
+            parameter.grad = tensor(*parameter.shape, seed=50 * step + place)
+        optimizer.step()
+    return given, optimizer
+
+
+def assert_same(one, other):
+    (first, mine), (second, theirs) = one, other
+    for a, b in zip(first, second, strict=True):
+        assert_close(a.detach(), to_numpy(b), xp=torch, dtype="float32", kind="trajectory")
+        ours, others = mine.state[a], theirs.state[b]
+        assert ours.keys() == others.keys()
+        for name, value in others.items():
+            if name == "step":
+                assert ours[name] == value
+            elif not value.is_floating_point() and "feedback" not in name:
+                assert torch.equal(ours[name], value), name
+            elif name != "key":
+                assert ours[name].shape == value.shape
+                assert ours[name].dtype == value.dtype
+
+
+@pytest.fixture
+def slabs(monkeypatch):
+    """Divide small matrices too; the numbers of slabs that steps were done in."""
+    monkeypatch.setattr(division, "_LEAST", 16)
+    counts = []
+    divided = division.step_divided
+
+    def step(matrix, count, *rest):
+        counts.append(count)
+        return divided(matrix, count, *rest)
+
+    monkeypatch.setattr("lowrank_torch._stacks.step_divided", step)
+    return counts
+
+
+@pytest.mark.parametrize("shape", [(13, 8), (8, 13), (2, 11, 8)], ids=str)
+@pytest.mark.parametrize("variant", VARIANTS, ids=variant_id)
+def test_a_divided_matrix_goes_where_a_whole_one_goes(variant, shape, threads, slabs):
+    options = {**variant, "batch_dims": len(shape) - 2}
+    threads(1)
+    whole = run(lowrank_torch.DCTAdamW, [shape], **options)
+    assert not slabs
+    threads(3)
+    assert_same(run(lowrank_torch.DCTAdamW, [shape], **options), whole)
+    narrow = variant.get("state_dtype") in ("bfloat16", "float16")
+    stored = variant.get("basis") in ("svd", "power")
+    if narrow or stored or variant.get("feedback_bits"):
+        assert not slabs, "state that depends on the place of a number is not divided"
+    else:
+        assert slabs == [3] * 5
+
+
+def test_parts_of_a_fused_projection_are_divided_one_by_one(threads, slabs):
+    threads(1)
+    whole = run(lowrank_torch.DCTAdamW, [(24, 9)], split_sizes=[16, 8])
+    threads(2)
+    assert_same(run(lowrank_torch.DCTAdamW, [(24, 9)], split_sizes=[16, 8]), whole)
+    assert slabs == [2] * 10
+
+
+@pytest.mark.parametrize("constructor", [lowrank_torch.DCTAdamW, lowrank_torch.Trion])
+def test_small_matrices_side_by_side_go_where_they_would_go_one_by_one(constructor, threads):
+    shapes = [(12, 8), (8, 12), (5,), (12, 8), (30, 7), (9, 9)]
+    threads(1)
+    alone = run(constructor, shapes)
+    threads(3)
+    assert_same(run(constructor, shapes), alone)
+
+
+def test_steps_that_draw_at_random_are_not_divided(threads, slabs):
+    threads(2)
+    run(lowrank_torch.DCTAdamW, [(13, 8)], stochastic_rounding=True)
+    assert not slabs
+
+
+def test_nobody_waits_for_a_slab_that_failed(threads, slabs, monkeypatch):
+    threads(3)
+    rule = lowrank_torch.DCTAdamW._rule
+
+    def fail(gradient, *rest, **options):
+        if gradient.shape[0] == 5:  # of 13 rows, the first of three slabs
+            raise MemoryError("a test's")
+        return rule.step(gradient, *rest, **options)
+
+    monkeypatch.setattr(lowrank_torch.DCTAdamW, "_rule", rule._replace(step=fail))
+    with pytest.raises(MemoryError, match="a test's"):
+        run(lowrank_torch.DCTAdamW, [(13, 8)])
+    assert slabs == [3]
