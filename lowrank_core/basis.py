@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from lowrank_core._typing import Array, Device, DType, Namespace
-from lowrank_core.ops import Ops
+from lowrank_core.ops import Analysis, Ops
 
 
 class MatrixFunction(Protocol):
@@ -61,6 +62,13 @@ class Basis:
     def fast_inverse(self, x: Array, ops: Ops, *, axis: int) -> Array:
         """Return what :meth:`inverse` returns without the matrix."""
         raise NotImplementedError
+
+    def analyse(
+        self, x: Array, ops: Ops, *, axis: int, method: str, norms: Sequence[str]
+    ) -> Analysis[Array]:
+        """Return what a choice of columns asks of :meth:`transform`: sums over columns, then few of them."""
+        coefficients = self.transform(x, ops, axis=axis, method=method)
+        return ops.analysis(coefficients, axis=axis, norms=norms)
 
     def columns(self, indices: Array, size: int, like: Array, ops: Ops) -> Array:
         """Return the basis vectors ``(..., size, r)`` of ``indices`` ``(..., r)``."""

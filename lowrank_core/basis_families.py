@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from lowrank_core._typing import Array, Device, DType, Namespace
 from lowrank_core.basis import Basis
 from lowrank_core.makhoul import cosine_columns, cosine_matrix, cosine_rows
-from lowrank_core.ops import Ops, ops_for_namespace
+from lowrank_core.ops import Analysis, Ops, ops_for_namespace
 from lowrank_core.random import make_key, normal
 
 # Up to this size a basis matrix (4 MiB in float32) costs less to keep than its columns to compute each time.
@@ -29,6 +30,25 @@ class Cosine(Basis):
     def fast_inverse(self, x: Array, ops: Ops, *, axis: int) -> Array:
         """Return the DCT-III."""
         return ops.idct(x, axis=axis)
+
+    def analyse(
+        self, x: Array, ops: Ops, *, axis: int, method: str, norms: Sequence[str]
+    ) -> Analysis[Array]:
+        """Return sums over columns of the DCT-II, then few of them, which may spare it the order of coefficients."""
+        if ops.use_matmul(x.shape[axis], method, ops.device_of(x)):
+            return super().analyse(x, ops, axis=axis, method=method, norms=norms)
+        return ops.dct_analysis(x, axis=axis, norms=norms)
+
+    def lift(
+        self, x: Array, indices: Array, size: int, ops: Ops, *, axis: int, method: str
+    ) -> Array:
+        """Return the DCT-III of few coefficients, put where the transform begins."""
+        device = ops.device_of(x)
+        if ops.use_product(indices.shape[-1], size, method, device) or ops.use_matmul(
+            size, method, device
+        ):
+            return super().lift(x, indices, size, ops, axis=axis, method=method)
+        return ops.idct_columns(x, indices, size, axis=axis)
 
     def columns(self, indices: Array, size: int, like: Array, ops: Ops) -> Array:
         """Return single cosines, at no cost for the others, or columns of a matrix small enough to be kept."""

@@ -63,21 +63,25 @@ def project_fixed(
     before = moments_before(state, full.dtype, ops)
     energy = state.energy
     if coefficients is not None and energy is not None:
-        energy = _gather_energy(energy, coefficients, config, layout, ops)
+        squares = score_sums(coefficients, axis, "l2", ops)
+        energy = _gather_energy(energy, squares, config, layout, ops)
 
     def choose() -> tuple[Subspace, Array]:
-        seen = coefficients
-        if seen is None:
-            seen = basis.transform(full, ops, axis=axis, method=config.method)
+        norms = tuple(dict.fromkeys((config.score, "l2") if energy is not None else (config.score,)))
+        if coefficients is None:
+            seen = basis.analyse(full, ops, axis=axis, method=config.method, norms=norms)
+        else:
+            seen = ops.analysis(coefficients, axis=axis, norms=(config.score,))
         louder = energy
         if coefficients is None and energy is not None:
-            louder = _gather_energy(energy, seen, config, layout, ops)
+            squares = ops.sum_shards(seen.sums["l2"])
+            louder = _gather_energy(energy, squares, config, layout, ops)
         mean = None
         if louder is not None:
             mean = mean_energy(louder, config.energy_decay, config.energy_count(step), ops)
         scores = mean
         if config.score_decay is None or scores is None:
-            scores = score_sums(seen, axis, config.score, ops)
+            scores = ops.sum_shards(seen.sums[config.score])
         if config.score == "l2":
             scores = ops.xp.sqrt(scores)
         indices = choose_columns(
@@ -89,8 +93,8 @@ def project_fixed(
             key=state.key,
             step=step,
         )
-        low_rank = ops.take(seen, indices, axis=axis)
-        # The largest array of the step: gone before moments are made anew.
+        low_rank = seen.take(indices, slice(None))
+        # Holds the largest array of the step: gone before moments are made anew.
         del seen
         newcomers = None
         if config.bias_correction == "gentle" and mean is not None:
@@ -143,8 +147,7 @@ def project_stored(
 
 
 def _gather_energy(
-    energy: Array, coefficients: Array, config: DCTAdamWConfig, layout: Layout, ops: Ops
+    energy: Array, squares: Array, config: DCTAdamWConfig, layout: Layout, ops: Ops
 ) -> Array:
-    squares = score_sums(coefficients, layout.axis, "l2", ops)
     rows = ops.count_shards(layout.across)
     return update_energy(energy, squares, rows, config.energy_decay)

@@ -137,3 +137,10 @@ def on_axis(per_vector: Scalar, axis: int) -> Any:
     if isinstance(per_vector, (int, float)) or per_vector.ndim == 0:
         return per_vector
     return per_vector[..., None, :] if axis == -1 else per_vector[..., :, None]
+
+
+def cut_across(x: Any, block: slice, axis: int) -> Any:
+    """Return a block of the dimension of matrices that is not ``axis``; all of it as it is."""
+    if block == slice(None):
+        return x
+    return x[(..., block, slice(None)) if axis == -1 else (..., block)]

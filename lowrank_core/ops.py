@@ -8,7 +8,8 @@ part of the namespace's module name: ``numpy``, ``torch``, ``jax``, ``cupy``), a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, Generic, Self, TypeAlias, TypeVar
 
@@ -18,7 +19,7 @@ from array_api_compat import device as device_of
 from lowrank_core._typing import A, Array, Device, DType, Namespace, Scalar
 from lowrank_core.constants import Constants
 from lowrank_core.crossovers import Crossovers, default_path, load, measured_on
-from lowrank_core.layout import on_axis
+from lowrank_core.layout import cut_across, on_axis
 from lowrank_core.makhoul import dct_by_fft, fft_phases, idct_by_fft
 from lowrank_core.names import library_name
 
@@ -26,6 +27,25 @@ ENTRY_POINT_GROUP = "lowrank_core.ops"
 METHODS = ("auto", "matmul", "fft")
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Analysis(Generic[A]):
+    """What a choice of columns asks of coefficients: sums over each of them, then the few that are chosen.
+
+    An adapter need not keep the coefficients in their order for that.
+
+    Attributes
+    ----------
+    sums
+        By norm, ``"l1"`` or ``"l2"``: the sums of magnitudes or of squares over columns ``(..., n)``.
+    take
+        Gives the coefficients of the columns ``(..., r)`` for a slice of the dimension that is not transformed, as the
+        caller's own.
+    """
+
+    sums: Mapping[str, A]
+    take: Callable[[A, slice], A]
 
 
 class StandardOps(Generic[A]):
@@ -89,6 +109,25 @@ class StandardOps(Generic[A]):
         return self.along_last(
             lambda rows: idct_by_fft(rows, self.xp, phases), coefficients, axis=axis
         )
+
+    def analysis(self, coefficients: A, *, axis: int, norms: Sequence[str]) -> Analysis[A]:
+        """Return what a choice of columns asks of ``coefficients``."""
+        sums = {
+            norm: self.column_sums(coefficients, axis=axis, squares=norm == "l2") for norm in norms
+        }
+
+        def take(indices: A, block: slice) -> A:
+            return self.take(cut_across(coefficients, block, axis), indices, axis=axis)
+
+        return Analysis(sums, take)
+
+    def dct_analysis(self, x: A, *, axis: int, norms: Sequence[str]) -> Analysis[A]:
+        """Return the :meth:`analysis` of :meth:`dct`."""
+        return self.analysis(self.dct(x, axis=axis), axis=axis, norms=norms)
+
+    def idct_columns(self, values: A, indices: A, size: int, *, axis: int) -> A:
+        """Return :meth:`idct` of coefficients ``values`` at ``indices``, all others zero."""
+        return self.idct(self.put(values, indices, size, axis=axis), axis=axis)
 
     def use_matmul(self, size: int, method: str, device: Device) -> bool:
         """Return whether a transform of ``size`` goes by the matrix product."""

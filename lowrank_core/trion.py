@@ -13,7 +13,7 @@ from typing import NamedTuple
 from lowrank_core._checks import check_choice, check_matrix, check_number
 from lowrank_core._typing import Array, Device, DType, Namespace, Scalar
 from lowrank_core.bases import get_basis
-from lowrank_core.columns import SCORES, score_sums, top_columns
+from lowrank_core.columns import SCORES, top_columns
 from lowrank_core.layout import SIDES, Layout, check_rank, layout_of
 from lowrank_core.ops import METHODS, Ops, ops_for, ops_for_namespace
 from lowrank_core.orthogonalization import check_orthogonalization, orthogonalize_factor
@@ -186,9 +186,12 @@ def trion_step(
     full = ops.to_compute(gradient)
     before = load_buffer(state, "momentum", config.momentum_bits, shape, full.dtype, ops)
     full = ops.add(full, before)
-    coefficients = basis.transform(full, ops, axis=axis, method=config.method)
-    indices = top_columns(score_sums(coefficients, axis, config.score, ops), layout.rank, ops)
-    low_rank = ops.take(coefficients, indices, axis=axis)
+    norms = (config.score,)
+    seen = basis.analyse(full, ops, axis=axis, method=config.method, norms=norms)
+    indices = top_columns(ops.sum_shards(seen.sums[config.score]), layout.rank, ops)
+    low_rank = seen.take(indices, slice(None))
+    # Holds an array as large as the gradient.
+    del seen
 
     used = LowRankUpdate(low_rank * (1 - config.momentum), indices, axis, layout.size, config.basis)
     momentum = subtract_lifted(full, used, config.method, ops)

@@ -7,6 +7,7 @@ from typing import Any
 
 from lowrank_core._typing import Array, Scalar
 from lowrank_core.bases import get_basis
+from lowrank_core.layout import cut_across
 from lowrank_core.ops import Ops, ops_for
 
 
@@ -58,12 +59,12 @@ def slice_across(update: LowRankUpdate, block: slice) -> LowRankUpdate:
     That dimension's rows (axis -1) or columns (axis -2) do not mix, so a large update can be materialized and
     added block by block.
     """
-    key = (..., block, slice(None)) if update.axis == -1 else (..., block)
     parts: dict[str, Any] = {
         name: getattr(update, name)
         for name in ("factor", "complement", "residual", "gradient", "projected")
     }
-    return replace(update, **{name: x[key] for name, x in parts.items() if x is not None})
+    cuts = {name: cut_across(x, block, update.axis) for name, x in parts.items() if x is not None}
+    return replace(update, **cuts)
 
 
 def materialize(update: LowRankUpdate, /, *, method: str = "auto", ops: Ops | None = None) -> Array:

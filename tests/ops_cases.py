@@ -55,6 +55,33 @@ def idct(ops: Any, make: Any) -> list[Any]:
     return _transforms(ops.idct, make)
 
 
+def dct_analysis(ops: Any, make: Any) -> list[Any]:
+    results = []
+    # Odd and even sizes, a stack with a choice for each, and more rows than one block of any adapter.
+    for shape, kind in (((7, 8), "float64"), ((2, 6, 6), "float64"), ((1100, 256), "float32")):
+        x = make(normal(*shape), kind)
+        for axis in (-1, -2):
+            seen = ops.dct_analysis(x, axis=axis, norms=("l2", "l1"))
+            indices = make(INDICES if len(shape) == 2 else STACKED, "int32")
+            blocks = (slice(None), slice(1, 5))
+            results += [seen.sums["l2"], seen.sums["l1"], *(seen.take(indices, b) for b in blocks)]
+    return results
+
+
+def idct_columns(ops: Any, make: Any) -> list[Any]:
+    few, chosen = make(INDICES, "int32"), make(STACKED, "int32")
+    loud = np.array([0, 128, 255])
+    return [
+        ops.idct_columns(make(normal(7, 3), "float64"), few, 8, axis=-1),
+        ops.idct_columns(make(normal(3, 7), "float64"), few, 9, axis=-2),
+        ops.idct_columns(make(normal(2, 7, 3), "float64"), few, 6, axis=-1),
+        ops.idct_columns(make(normal(2, 7, 3), "float64"), chosen, 6, axis=-1),
+        ops.idct_columns(make(normal(2, 3, 7), "float64"), chosen, 7, axis=-2),
+        ops.idct_columns(make(normal(1100, 3), "float32"), make(loud, "int32"), 256, axis=-1),
+        ops.idct_columns(make(normal(3, 1100), "float32"), make(loud, "int32"), 256, axis=-2),
+    ]
+
+
 def put(ops: Any, make: Any) -> list[Any]:
     return [
         ops.put(make(normal(4, 3), "float32"), make(INDICES, "int32"), 6, axis=-1),
@@ -223,6 +250,8 @@ CASES = {
             as_index,
             dct,
             idct,
+            dct_analysis,
+            idct_columns,
             put,
             replace,
             take,

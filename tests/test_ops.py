@@ -35,13 +35,13 @@ def test_every_override_gives_what_the_standard_gives(xp):
 
 
 @pytest.mark.parametrize("xp", ["numpy", "torch"], indirect=True)
-def test_an_adapter_does_without_scipy(xp, monkeypatch):
+def test_an_adapter_does_without_what_is_optional(xp, monkeypatch):
     ops = adapter_of(xp)
     if library_of(xp) == "numpy":
         monkeypatch.setattr(type(ops), "scipy_fft", None)
     else:
-        monkeypatch.setattr("lowrank_backends.torch.scipy_fft", None)
-    for name in ("dct", "idct", "put"):
+        monkeypatch.setattr("lowrank_backends.torch._torch_cosine", None)
+    for name in ("dct", "idct", "dct_analysis", "idct_columns", "add", "put"):
         compare(name, ops, maker(xp))
 
 

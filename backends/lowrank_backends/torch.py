@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -15,12 +15,12 @@ from lowrank_core._typing import Scalar
 from lowrank_core.crossovers import Crossovers
 from lowrank_core.layout import on_axis
 from lowrank_core.makhoul import dct_by_fft, fft_phases, idct_by_fft
+from lowrank_core.ops import Analysis
 
 try:
-    import numpy as np
-    from scipy import fft as scipy_fft
-except ImportError:  # optional: without SciPy, Makhoul's algorithm runs on torch.fft
-    scipy_fft = None
+    from lowrank_backends import _torch_cosine
+except ImportError:  # without NumPy, which PyTorch does not insist on: whole tensors by Makhoul's algorithm
+    _torch_cosine = None  # type: ignore[assignment]
 
 T = TypeVar("T")
 
@@ -54,66 +54,34 @@ class TorchOps(StandardOps[Tensor]):
         return indices.to(torch.int64)
 
     def dct(self, x: Tensor, *, axis: int) -> Tensor:
-        """Return the orthonormal DCT-II: SciPy's on a plain CPU tensor's own memory, else by FFTs of row blocks."""
+        """Return the orthonormal DCT-II, block by block on the CPU, elsewhere the whole at once."""
         if _is_plain(x):
-            return self._native(scipy_fft.dct, x, axis=axis)
-        return self._blocked(dct_by_fft, x, axis=axis)
+            return _torch_cosine.dct(x, axis=axis)
+        return self._whole(dct_by_fft, x, axis=axis)
 
     def idct(self, coefficients: Tensor, *, axis: int) -> Tensor:
         """Return the inverse of :meth:`dct`."""
         if _is_plain(coefficients):
-            return self._native(scipy_fft.idct, coefficients, axis=axis)
-        return self._blocked(idct_by_fft, coefficients, axis=axis)
+            return _torch_cosine.idct(coefficients, axis=axis)
+        return self._whole(idct_by_fft, coefficients, axis=axis)
 
-    def _native(self, transform: Callable[..., Any], x: Tensor, *, axis: int) -> Tensor:
-        source = x.detach().numpy()
-        if x.numel() <= _BLOCK or x.ndim == 1:
-            return torch.from_numpy(_in_place(transform, source.copy(order="C"), axis))
-        # Memory of PyTorch's own comes in small pages, the first touch of which costs more than the transform.
-        out = np.empty(x.shape, source.dtype)
-        across = -3 - axis
-        length = max(1, _BLOCK // x.shape[axis])
-
-        def work(place: tuple[Any, ...]) -> None:
-            part = out[place]
-            if axis == -1:
-                part[...] = source[place]
-                done = _in_place(transform, part, axis)
-            else:
-                # Not in the memory of `out`, where a column is one number a page.
-                done = _in_place(transform, source[place].copy(), axis)
-            if done is not part:
-                part[...] = done
-
-        starts = range(0, x.shape[across], length)
-        blocks = [slice(start, start + length) for start in starts]
-        cuts = [(block, slice(None)) if axis == -1 else (slice(None), block) for block in blocks]
-        for_each(work, [(*one, *cut) for one in np.ndindex(x.shape[:-2]) for cut in cuts])
-        return torch.from_numpy(out)
-
-    def _blocked(self, transform: Callable[..., Tensor], x: Tensor, *, axis: int) -> Tensor:
+    def _whole(self, transform: Callable[..., Tensor], x: Tensor, *, axis: int) -> Tensor:
         if x.numel() == 0:  # PyTorch's FFT refuses an empty batch, which an empty shard is
             return torch.empty_like(x)
         phases = fft_phases(x.shape[axis], self.xp, x.dtype, x.device)
-        rows = x.mT if axis == -2 else x
-        per_block = max(1, _BLOCK // x.shape[axis])
-        # A graph compiler fuses the whole by itself and would unroll the loop; a GPU wants one large launch;
-        # autograd follows no copies into views of one tensor.
-        tracked = torch.is_grad_enabled() and x.requires_grad
-        if x.device.type != "cpu" or torch.compiler.is_compiling() or rows.ndim == 1 or tracked:
-            out = transform(rows, self.xp, phases)
-            return out.mT if axis == -2 else out
-        out = torch.empty_like(x)
-        out_rows = out.mT if axis == -2 else out
+        return self.along_last(lambda rows: transform(rows, self.xp, phases), x, axis=axis)
 
-        def work(piece: tuple[Tensor, Tensor, slice]) -> None:
-            source, target, block = piece
-            target[block] = transform(source[block], self.xp, phases)
+    def dct_analysis(self, x: Tensor, *, axis: int, norms: Sequence[str]) -> Analysis[Tensor]:
+        """Return what a choice of columns asks of the DCT; on the CPU its sums are taken while blocks are in cache."""
+        if _is_plain(x):
+            return _torch_cosine.dct_analysis(x, axis=axis, norms=norms)
+        return super().dct_analysis(x, axis=axis, norms=norms)
 
-        blocks = [slice(at, at + per_block) for at in range(0, rows.shape[-2], per_block)]
-        pairs = list(zip(_matrices(rows), _matrices(out_rows), strict=True))
-        for_each(work, [(*pair, block) for pair in pairs for block in blocks])
-        return out
+    def idct_columns(self, values: Tensor, indices: Tensor, size: int, *, axis: int) -> Tensor:
+        """Return the inverse DCT of few columns; on the CPU they are put where it begins."""
+        if _is_plain(values):
+            return _torch_cosine.idct_columns(values, indices, size, axis=axis)
+        return super().idct_columns(values, indices, size, axis=axis)
 
     def column_sums(self, x: Tensor, *, axis: int, squares: bool) -> Tensor:
         """Return the sums over columns or rows, block by block while a block is in cache: no temporary of its size."""
@@ -132,7 +100,7 @@ class TorchOps(StandardOps[Tensor]):
         """Return ``x + y``, block by block into memory that costs little to touch."""
         if x.numel() <= _BLOCK or not (_is_plain(x) and _is_plain(y) and x.dtype == y.dtype):
             return x + y
-        out = torch.from_numpy(np.empty(x.shape, x.detach().numpy().dtype))
+        out = _torch_cosine.empty(x.shape, x.dtype)
 
         def work(block: slice) -> None:
             torch.add(x[..., block, :], y[..., block, :], out=out[..., block, :])
@@ -227,9 +195,9 @@ class TorchOps(StandardOps[Tensor]):
 
 
 def _is_plain(x: Tensor) -> bool:
-    """Return whether SciPy can work on the memory of ``x``: it has one, on the CPU, and nobody records what is done."""
+    """Return whether NumPy can work on the memory of ``x``: it has one, on the CPU, and nobody records what is done."""
     return (
-        scipy_fft is not None
+        _torch_cosine is not None
         and type(x) in (Tensor, Parameter)
         and x.device.type == "cpu"
         and x.numel() > 0
@@ -237,11 +205,6 @@ def _is_plain(x: Tensor) -> bool:
         and not (torch.is_grad_enabled() and x.requires_grad)
         and torch._C._functorch.peek_interpreter_stack() is None  # vmap and grad transforms
     )
-
-
-def _in_place(transform: Callable[..., Any], array: Any, axis: int) -> Any:
-    """Return the transform of a NumPy array that nobody else needs, on this thread."""
-    return transform(array, type=2, norm="ortho", axis=axis, overwrite_x=True)
 
 
 def _blocks(x: Tensor, dim: int) -> Iterator[slice]:

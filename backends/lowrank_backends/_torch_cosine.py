@@ -1,0 +1,270 @@
+"""The DCT of matrices in a CPU's memory, by PyTorch's real FFT on blocks that fit a core's cache.
+
+Between the FFT of Makhoul's algorithm and its coefficients lies a product with phases and a reordering. The product done,
+the half spectrum ``Z`` of a row holds all of its coefficients, ``S_k = Re Z_k`` and ``S_{n-k} = -Im Z_k``: whoever wants
+sums over columns, or few of them, reads these where they are, and few columns are put where the inverse transform
+begins. What is reordered is copied by NumPy, which walks backwards and in steps at the speed of memory.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lowrank_backends._torch_threads import for_each
+from lowrank_core.makhoul import fft_phases
+from lowrank_core.ops import Analysis
+
+# Numbers in one block: its copies fit a core's cache, and a dozen calls for each cost little beside the work.
+_BLOCK = 2**18
+
+
+class _Frame(NamedTuple):
+    """What transforms of one size and dtype share."""
+
+    size: int
+    #: Length of the half spectrum, ``size // 2 + 1``.
+    half: int
+    #: Samples at even places, ``ceil(size / 2)``, which come first.
+    even: int
+    #: What the spectrum is multiplied by to give ``Z``, and what ``Z`` by to give the spectrum.
+    forward: Tensor
+    backward: Tensor
+    #: For each coefficient its place among the ``2 * half`` real numbers of ``Z``, and its sign there.
+    places: Tensor
+    signs: Tensor
+    #: The order in which Makhoul's algorithm takes samples, and the places where it puts them.
+    order: Tensor
+    order_back: Tensor
+
+
+@functools.lru_cache(maxsize=64)
+def _frame(size: int, dtype: torch.dtype) -> _Frame:
+    cpu = torch.device("cpu")
+    with torch.inference_mode(False), torch.no_grad():
+        half, even = size // 2 + 1, (size + 1) // 2
+        cosine, sine = (x.to(cpu) for x in fft_phases(size, torch, torch.float64, cpu))
+        forward = torch.complex(cosine, -sine)
+        backward = forward.reciprocal()
+        if size % 2 == 0:
+            # The real part of this one stands for its imaginary part as well.
+            middle = 2 * backward[-1].real
+            backward[-1] = torch.complex(middle, torch.zeros_like(middle))
+        index = torch.arange(size, device=cpu)
+        upper = index >= half
+        places = torch.where(upper, 2 * (size - index) + 1, 2 * index)
+        signs = torch.where(upper, -1.0, 1.0).to(dtype)
+        order = torch.cat([index[::2], index[1::2].flip(0)])
+        kind = torch.complex128 if dtype == torch.float64 else torch.complex64
+        return _Frame(
+            size, half, even, forward.to(kind), backward.to(kind), places, signs,
+            order, torch.argsort(order),
+        )  # fmt: skip
+
+
+class _Block(NamedTuple):
+    """Some matrices of a stack, and some of their rows (or columns, where these are transformed)."""
+
+    matrices: slice
+    lines: slice
+
+
+def _blocks(count: int, lines: int, size: int) -> Iterator[_Block]:
+    """Yield blocks of ``count`` matrices with so many lines of ``size``."""
+    per_block = max(1, _BLOCK // size)
+    matrices = max(1, per_block // max(1, lines))
+    for first in range(0, count, matrices):
+        for start in range(0, lines, per_block):
+            yield _Block(
+                slice(first, min(first + matrices, count)), slice(start, min(start + per_block, lines))
+            )
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return memory that costs little to touch first: NumPy's comes in large pages."""
+    return torch.from_numpy(np.empty(tuple(shape), _NUMPY[dtype]))
+
+
+_NUMPY: dict[torch.dtype, Any] = {
+    torch.float32: np.float32,
+    torch.float64: np.float64,
+    torch.complex64: np.complex64,
+    torch.complex128: np.complex128,
+}
+
+
+def _stack(x: Tensor) -> Tensor:
+    """Return ``x`` as a stack of matrices ``(k, ., .)``."""
+    x = x.detach()
+    return x.reshape(1, 1, -1) if x.ndim == 1 else x.reshape(-1, *x.shape[-2:])
+
+
+def _part(stack: Tensor, block: _Block, axis: int) -> Tensor:
+    part = stack[block.matrices]
+    return part[:, block.lines] if axis == -1 else part[:, :, block.lines]
+
+
+def _transposed(matrices: Tensor) -> Tensor:
+    """Return ``(g, a, b)`` as contiguous ``(g, b, a)``; matrix by matrix, which PyTorch does in tiles."""
+    out = matrices.new_empty((matrices.shape[0], matrices.shape[2], matrices.shape[1]))
+    for target, source in zip(out, matrices, strict=True):
+        target.copy_(source.t())
+    return out
+
+
+def _spectrum(part: Tensor, axis: int, frame: _Frame, out: Tensor | None = None) -> Tensor:
+    """Return ``Z`` ``(g, lines, half)`` of a block of samples."""
+    if axis == -1:
+        reordered = part.new_empty(part.shape)
+        source, target = part.numpy(), reordered.numpy()
+        np.copyto(target[..., : frame.even], source[..., ::2])
+        np.copyto(target[..., frame.even :], source[..., 1::2][..., ::-1])
+    else:
+        reordered = _transposed(part.index_select(-2, frame.order))
+    spectrum = torch.fft.rfft(reordered)
+    return spectrum.mul_(frame.forward) if out is None else torch.mul(spectrum, frame.forward, out=out)
+
+
+def _samples(spectrum: Tensor, axis: int, frame: _Frame, out: Tensor) -> None:
+    """Write the samples of which ``spectrum`` is ``Z`` into ``out``; ``spectrum`` is used up."""
+    reordered = torch.fft.irfft(spectrum.mul_(frame.backward), n=frame.size)
+    if axis == -1:
+        source, target = reordered.numpy(), out.numpy()
+        np.copyto(target[..., ::2], source[..., : frame.even])
+        np.copyto(target[..., 1::2], source[..., frame.even :][..., ::-1])
+    else:
+        out.copy_(_transposed(reordered).index_select(-2, frame.order_back))
+
+
+def _negate(source: Any, target: Any) -> None:
+    # `numpy.negative` of two float32 numbers that do not lie side by side reads a wrong one (NumPy 2.4, AVX-512).
+    np.multiply(source, -1, out=target)
+
+
+def dct(x: Tensor, *, axis: int) -> Tensor:
+    """Return the orthonormal DCT-II of ``x`` along ``axis``."""
+    stack = _stack(x)
+    frame = _frame(stack.shape[axis], x.dtype)
+    out = empty(stack.shape, x.dtype)
+
+    def work(block: _Block) -> None:
+        numbers = torch.view_as_real(_spectrum(_part(stack, block, axis), axis, frame)).numpy()
+        target = _part(out, block, axis)
+        rows = target if axis == -1 else target.new_empty(target.mT.shape)
+        coefficients = rows.numpy()
+        np.copyto(coefficients[..., : frame.half], numbers[..., 0])
+        tail = coefficients[..., frame.half :]
+        _negate(numbers[..., frame.size - frame.half : 0 : -1, 1], tail)
+        if axis == -2:
+            target.copy_(_transposed(rows))
+
+    for_each(work, _blocks(stack.shape[0], stack.shape[-3 - axis], frame.size))
+    return out.reshape(x.shape)
+
+
+def idct(coefficients: Tensor, *, axis: int) -> Tensor:
+    """Return the inverse of :func:`dct`."""
+    stack = _stack(coefficients)
+    frame = _frame(stack.shape[axis], coefficients.dtype)
+    out = empty(stack.shape, coefficients.dtype)
+
+    def work(block: _Block) -> None:
+        part = _part(stack, block, axis)
+        rows = part if axis == -1 else _transposed(part)
+        spectrum = rows.new_empty((*rows.shape[:-1], frame.half, 2))
+        source, numbers = rows.numpy(), spectrum.numpy()
+        np.copyto(numbers[..., 0], source[..., : frame.half])
+        numbers[..., 0, 1] = 0
+        numbers[..., -1, 1] = 0
+        mirrored = numbers[..., 1 : frame.size - frame.half + 1, 1]
+        _negate(source[..., : frame.half - 1 : -1], mirrored)
+        _samples(torch.view_as_complex(spectrum), axis, frame, _part(out, block, axis))
+
+    for_each(work, _blocks(stack.shape[0], stack.shape[-3 - axis], frame.size))
+    return out.reshape(coefficients.shape)
+
+
+def dct_analysis(x: Tensor, *, axis: int, norms: Sequence[str]) -> Analysis[Tensor]:
+    """Return sums over columns (axis -1) or rows of the DCT, and what takes single ones of these."""
+    stack = _stack(x)
+    frame = _frame(stack.shape[axis], x.dtype)
+    count, lines = stack.shape[0], stack.shape[-3 - axis]
+    spectra = empty((count, lines, frame.half), frame.forward.dtype)
+    numbers = torch.view_as_real(spectra).view(count, lines, 2 * frame.half)
+    blocks = list(enumerate(_blocks(count, lines, frame.size)))
+    found: list[list[Any]] = [[] for _ in blocks]
+
+    def work(item: tuple[int, _Block]) -> None:
+        place, block = item
+        part = _part(stack, block, axis)
+        _spectrum(part, axis, frame, out=_part(spectra, block, -1))
+        own = _part(numbers, block, -1).numpy()
+        found[place] = [np.stack([_SUMS[norm](one) for one in own]) for norm in norms]
+
+    for_each(work, blocks)
+    sums = {}
+    for place, norm in enumerate(norms):
+        total = np.zeros((count, 2 * frame.half), _NUMPY[x.dtype])
+        for (_, block), own in zip(blocks, found, strict=True):
+            total[block.matrices] += own[place]
+        chosen = torch.from_numpy(total).index_select(-1, frame.places)
+        sums[norm] = chosen.view(*x.shape[:-2], frame.size)
+
+    def take(indices: Tensor, block: slice) -> Tensor:
+        index, signs = frame.places[indices.long()], frame.signs[indices.long()]
+        kept = numbers[:, block]
+        if indices.ndim == 1:
+            # In two dimensions PyTorch has a loop of its own for this.
+            flat = kept.reshape(-1, 2 * frame.half)
+            taken = flat.index_select(1, index).mul_(signs).view(count, kept.shape[1], -1)
+        else:
+            index, signs = (each.view(count, 1, -1) for each in (index, signs))
+            taken = kept.gather(-1, index.expand(-1, kept.shape[1], -1)).mul_(signs)
+        taken = taken if axis == -1 else _transposed(taken)
+        return taken.view(*x.shape[:-2], *taken.shape[-2:])
+
+    return Analysis(sums, take)
+
+
+def _squares(rows: Any) -> Any:
+    return np.einsum("ij,ij->j", rows, rows)
+
+
+def _magnitudes(rows: Any) -> Any:
+    return np.abs(rows).sum(axis=0)
+
+
+_SUMS: dict[str, Callable[[Any], Any]] = {"l2": _squares, "l1": _magnitudes}
+
+
+def idct_columns(values: Tensor, indices: Tensor, size: int, *, axis: int) -> Tensor:
+    """Return the inverse of :func:`dct` of matrices that have ``values`` at ``indices``, and zeros elsewhere."""
+    stack = _stack(values)
+    frame = _frame(size, values.dtype)
+    count, lines = stack.shape[0], stack.shape[-3 - axis]
+    shape = list(stack.shape)
+    shape[axis] = size
+    out = empty(shape, values.dtype)
+    index, signs = frame.places[indices.long()], frame.signs[indices.long()]
+    if indices.ndim > 1:
+        index, signs = (each.view(count, 1, -1) for each in (index, signs))
+
+    def work(block: _Block) -> None:
+        part = _part(stack, block, axis)
+        rows = part if axis == -1 else part.mT
+        own_index, own_signs = index, signs
+        if indices.ndim > 1:
+            own_index, own_signs = index[block.matrices], signs[block.matrices]
+        numbers = rows.new_zeros((*rows.shape[:-1], 2 * frame.half))
+        numbers.scatter_(-1, own_index.expand(rows.shape), rows * own_signs)
+        spectrum = torch.view_as_complex(numbers.view(*rows.shape[:-1], frame.half, 2))
+        _samples(spectrum, axis, frame, _part(out, block, axis))
+
+    for_each(work, _blocks(count, lines, size))
+    return out.reshape(*values.shape[:-2], *shape[-2:])
