@@ -8,7 +8,7 @@ from lowrank_core.bases import basis_names, get_basis, register_basis
 from lowrank_core.basis import Basis
 from lowrank_core.columns import carry_columns, column_scores, select_columns
 from lowrank_core.crossovers import Crossovers, calibrate
-from lowrank_core.dct_adamw import dct_adamw_init, dct_adamw_step
+from lowrank_core.dct_adamw import dct_adamw_init, dct_adamw_step, dct_adamw_survey
 from lowrank_core.dct_adamw_config import DCTAdamWConfig, DCTAdamWState
 from lowrank_core.dct_adamw_projected import dct_adamw_project, dct_adamw_step_projected
 from lowrank_core.ops import StandardOps, ops_for, ops_for_namespace
@@ -17,7 +17,7 @@ from lowrank_core.projection import lift, project
 from lowrank_core.quantization import Quantized, dequantize, quantize
 from lowrank_core.state import state_bytes
 from lowrank_core.transforms import dct, dct_matrix, idct
-from lowrank_core.trion import TrionConfig, TrionState, trion_init, trion_step
+from lowrank_core.trion import TrionConfig, TrionState, trion_init, trion_step, trion_survey
 from lowrank_core.update import LowRankUpdate, materialize
 
 __version__ = "0.1.0"
@@ -41,6 +41,7 @@ __all__ = [
     "dct_adamw_project",
     "dct_adamw_step",
     "dct_adamw_step_projected",
+    "dct_adamw_survey",
     "dct_matrix",
     "dequantize",
     "get_basis",
@@ -57,4 +58,5 @@ __all__ = [
     "state_bytes",
     "trion_init",
     "trion_step",
+    "trion_survey",
 ]

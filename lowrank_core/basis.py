@@ -64,10 +64,18 @@ class Basis:
         raise NotImplementedError
 
     def analyse(
-        self, x: Array, ops: Ops, *, axis: int, method: str, norms: Sequence[str]
+        self,
+        x: Array,
+        ops: Ops,
+        *,
+        axis: int,
+        method: str,
+        norms: Sequence[str],
+        plus: Array | None = None,
     ) -> Analysis[Array]:
-        """Return what a choice of columns asks of :meth:`transform`: sums over columns, then few of them."""
-        coefficients = self.transform(x, ops, axis=axis, method=method)
+        """Return what a choice of columns asks of :meth:`transform` of ``x``, or ``x + plus``: sums, then columns."""
+        total = x if plus is None else ops.add(x, plus)
+        coefficients = self.transform(total, ops, axis=axis, method=method)
         return ops.analysis(coefficients, axis=axis, norms=norms)
 
     def columns(self, indices: Array, size: int, like: Array, ops: Ops) -> Array:
@@ -81,7 +89,8 @@ class Basis:
         size = x.shape[axis]
         if ops.use_product(indices.shape[-1], size, method, ops.device_of(x)):
             return ops.apply_matrix(x, self.columns(indices, size, x, ops), axis=axis)
-        return ops.take(self.transform(x, ops, axis=axis, method=method), indices, axis=axis)
+        seen = self.analyse(x, ops, axis=axis, method=method, norms=())
+        return seen.take(indices, slice(None))
 
     def lift(
         self, x: Array, indices: Array, size: int, ops: Ops, *, axis: int, method: str

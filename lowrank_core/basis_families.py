@@ -32,12 +32,19 @@ class Cosine(Basis):
         return ops.idct(x, axis=axis)
 
     def analyse(
-        self, x: Array, ops: Ops, *, axis: int, method: str, norms: Sequence[str]
+        self,
+        x: Array,
+        ops: Ops,
+        *,
+        axis: int,
+        method: str,
+        norms: Sequence[str],
+        plus: Array | None = None,
     ) -> Analysis[Array]:
-        """Return sums over columns of the DCT-II, then few of them, which may spare it the order of coefficients."""
+        """Return sums over columns of the DCT-II, then columns, which may spare it the order of coefficients."""
         if ops.use_matmul(x.shape[axis], method, ops.device_of(x)):
-            return super().analyse(x, ops, axis=axis, method=method, norms=norms)
-        return ops.dct_analysis(x, axis=axis, norms=norms)
+            return super().analyse(x, ops, axis=axis, method=method, norms=norms, plus=plus)
+        return ops.dct_analysis(x, axis=axis, norms=norms, plus=plus)
 
     def lift(
         self, x: Array, indices: Array, size: int, ops: Ops, *, axis: int, method: str

@@ -108,13 +108,5 @@ def carry_columns(moments: Array, previous: Array, current: Array, /, *, axis: i
     """
     check_axis(axis)
     ops = ops_for(moments)
-    position, stayed = match_columns(previous, current, ops)
+    position, stayed = ops.match(previous, current)
     return ops.take_kept(moments, position, stayed, axis=axis)
-
-
-def match_columns(previous: Array, current: Array, ops: Ops) -> tuple[Array, Array]:
-    """Return, for each of ``current``, its place in ``previous`` and whether it has one."""
-    xp = ops.xp
-    match = current[..., :, None] == previous[..., None, :]
-    position = xp.argmax(xp.astype(match, xp.int8), axis=-1)
-    return position, xp.any(match, axis=-1)

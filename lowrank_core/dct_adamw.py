@@ -13,7 +13,13 @@ from lowrank_core._typing import Array, Device, DType, Namespace, Scalar
 from lowrank_core.adam import adam_direction, decayed_weight
 from lowrank_core.bases import get_basis
 from lowrank_core.dct_adamw_config import SEED_COUNT, DCTAdamWConfig, DCTAdamWState
-from lowrank_core.dct_adamw_projection import Subspace, project_fixed, project_stored
+from lowrank_core.dct_adamw_projection import (
+    Subspace,
+    Survey,
+    project_fixed,
+    project_stored,
+    survey_matrix,
+)
 from lowrank_core.energy import mean_energy
 from lowrank_core.layout import Layout, on_axis
 from lowrank_core.ops import Ops, ops_for, ops_for_namespace
@@ -84,6 +90,7 @@ def dct_adamw_step(
     /,
     *,
     refresh: bool | Array | None = None,
+    survey: Survey | None = None,
     ops: Ops | None = None,
 ) -> tuple[LowRankUpdate, DCTAdamWState]:
     """Return the direction of one step and the state after it; neither argument is changed.
@@ -103,6 +110,9 @@ def dct_adamw_step(
     refresh
         Whether to choose columns anew at this step; ``None`` follows ``config.refresh_every``. A host
         boolean where steps are not traced.
+    survey
+        Where ``gradient`` and ``state`` are a block of a matrix: what :func:`dct_adamw_survey` found in the whole,
+        for that block (``survey.across(block)``).
     ops
         Operations to use; those of the gradient's library by default.
 
@@ -123,27 +133,79 @@ def dct_adamw_step(
     check_state(state, config.state_spec(shape), shape)
 
     step = state.step + 1
-    full = ops.to_compute(gradient)
-    if state.feedback is not None:
-        before = load_buffer(state, "feedback", config.feedback_bits, shape, full.dtype, ops)
-        full = ops.add(full, before)
+    full = _with_feedback(gradient, state, config, ops)
     if refresh is None:
         refresh = config.refreshes(step)
 
     coefficients = None
-    if config.transforms_every_step:
-        basis = get_basis(config.basis)
-        coefficients = basis.transform(full, ops, axis=layout.axis, method=config.method)
     if config.stored:
         at, low_rank = project_stored(full, state, step, refresh, config, layout, ops)
     else:
-        at, low_rank = project_fixed(full, coefficients, state, step, refresh, config, layout, ops)
+        at, low_rank, coefficients = project_fixed(
+            full, survey, state, step, refresh, config, layout, ops
+        )
     if config.residual == "discard":
         # In the moments, and of no other use: gone before the direction is made.
         del low_rank
         return advance(at, state, step, config, layout, ops)
     update, kept = advance(at, state, step, config, layout, ops)
     return _add_residual(update, kept, full, coefficients, low_rank, config, layout, ops)
+
+
+def dct_adamw_survey(
+    gradient: Array, state: DCTAdamWState, config: DCTAdamWConfig, /, *, ops: Ops | None = None
+) -> Survey:
+    """Return what the next step has to know of the whole of ``gradient``, so that it can be done block by block.
+
+    Columns are chosen here. All that then remains treats rows (axis -1) or columns (axis -2) alone: for blocks of these
+    in turn ``dct_adamw_step(..., survey=survey.across(block))`` gives the update and the state of the block, and no
+    array as large as the matrix is made beside the one that the survey holds.
+
+    Parameters
+    ----------
+    gradient, state, config, ops
+        As for :func:`dct_adamw_step`, the step count being a host number.
+
+    Returns
+    -------
+    Survey
+        For the whole; ``across`` cuts it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`dct_adamw_step`; and if the rest of the step is not one that treats rows alone: with a basis that is
+        not fixed, a residual limited by its norm, or codes that share scales.
+    """
+    ops = ops_for(gradient) if ops is None else ops
+    check_matrix("gradient", gradient, ops.xp)
+    shape = tuple(gradient.shape)
+    layout = config.layout(shape)
+    check_state(state, config.state_spec(shape), shape)
+    if not config.divisible:
+        raise ValueError(f"config must be of a rule that treats rows alone, got {config!r}")
+    step = state.step + 1
+    full, plus = ops.to_compute(gradient), None
+    if state.feedback is not None:
+        plus = ops.astype(state.feedback, full.dtype)
+    survey = survey_matrix(full, plus, state, step, config.refreshes(step), config, layout, ops)
+    indices, device = survey.indices, ops.device_of(full)
+    if ops.use_product(layout.rank, layout.size, config.method, device):
+        vectors = get_basis(config.basis).columns(indices, layout.size, full, ops)
+        survey = survey._replace(vectors=vectors)
+    return survey
+
+
+def _with_feedback(
+    gradient: Array, state: DCTAdamWState, config: DCTAdamWConfig, ops: Ops
+) -> Array:
+    """Return the gradient in a compute dtype plus what earlier steps left out; that makes it the step's own."""
+    full = ops.to_compute(gradient)
+    if state.feedback is None:
+        return full
+    shape = tuple(gradient.shape)
+    before = load_buffer(state, "feedback", config.feedback_bits, shape, full.dtype, ops)
+    return ops.add(full, before)
 
 
 def advance(
@@ -165,7 +227,7 @@ def advance(
         first_moment=store(first, state.first_moment.dtype, step, 1, ops),
         second_moment=store(second, state.second_moment.dtype, step, 2, ops),
         indices=at.indices,
-        vectors=at.vectors,
+        vectors=at.vectors if config.stored else None,
         ages=ages,
         energy=at.energy,
     )

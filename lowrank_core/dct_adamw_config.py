@@ -164,6 +164,11 @@ class DCTAdamWConfig:
         return not self.stored and self.residual in ("scaled", "normalized")
 
     @property
+    def divisible(self) -> bool:
+        """Whether a step treats rows alone once its columns are chosen (see `dct_adamw_survey`)."""
+        return not self.stored and self.residual != "scaled" and self.feedback_bits is None
+
+    @property
     def keeps_energy(self) -> bool:
         """Whether the running energy of every column is part of the state."""
         return (

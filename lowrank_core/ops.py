@@ -68,8 +68,11 @@ class StandardOps(Generic[A]):
         self.xp = xp
         self.constants = Constants(keep=16) if constants is None else constants
 
-    def holding(self, constants: Constants) -> Self:
-        """Return the same operations with another holder of constants, so that they are freed with it."""
+    def holding(self, constants: Constants, *, reuse: bool = False) -> Self:
+        """Return the same operations with another holder of constants, so that they are freed with it.
+
+        With ``reuse`` an adapter may keep the memory of one large temporary from step to step.
+        """
         return type(self)(self.xp, constants)
 
     # -- precision -----------------------------------------------------------------------------
@@ -121,9 +124,12 @@ class StandardOps(Generic[A]):
 
         return Analysis(sums, take)
 
-    def dct_analysis(self, x: A, *, axis: int, norms: Sequence[str]) -> Analysis[A]:
-        """Return the :meth:`analysis` of :meth:`dct`."""
-        return self.analysis(self.dct(x, axis=axis), axis=axis, norms=norms)
+    def dct_analysis(
+        self, x: A, *, axis: int, norms: Sequence[str], plus: A | None = None
+    ) -> Analysis[A]:
+        """Return the :meth:`analysis` of :meth:`dct` of ``x``, or of ``x + plus``."""
+        total = x if plus is None else self.add(x, plus)
+        return self.analysis(self.dct(total, axis=axis), axis=axis, norms=norms)
 
     def idct_columns(self, values: A, indices: A, size: int, *, axis: int) -> A:
         """Return :meth:`idct` of coefficients ``values`` at ``indices``, all others zero."""
@@ -250,6 +256,12 @@ class StandardOps(Generic[A]):
         found = xp.any(match, axis=-2)
         first = xp.argmax(self.astype(match, xp.int8), axis=-2)
         return xp.where(found, first, indices.shape[-1]), found
+
+    def match(self, previous: A, current: A) -> tuple[A, A]:
+        """Return for each of ``current`` ``(..., r)`` its place in ``previous``, any if none, and if it has one."""
+        xp = self.xp
+        match: Any = current[..., :, None] == previous[..., None, :]
+        return xp.argmax(self.astype(match, xp.int8), axis=-1), xp.any(match, axis=-1)
 
     def spread(self, index: A, x: A, *, axis: int) -> A:
         """Return ``index`` ``(..., r)`` repeated across the other dimension of the matrices ``x``."""

@@ -10,6 +10,7 @@ their application to the Muon algorithm", arXiv 2505.16932, for coefficients tha
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 from lowrank_core._checks import check_choice, check_integer, check_matrix
 from lowrank_core._typing import Array
@@ -92,9 +93,16 @@ def check_orthogonalization(steps: int, coefficients: str) -> None:
 
 
 def orthogonalize_factor(
-    x: Array, ops: Ops, *, steps: int, coefficients: str, form: str, sharded_axis: int | None = None
+    x: Array,
+    ops: Ops,
+    *,
+    steps: int,
+    coefficients: str,
+    form: str,
+    scale: float = 1.0,
+    sharded_axis: int | None = None,
 ) -> Array:
-    """Return what :func:`orthogonalize` returns, unchecked and in a compute dtype.
+    """Return ``scale`` times what :func:`orthogonalize` returns, unchecked and in a compute dtype.
 
     ``sharded_axis`` names the axis of ``x`` that is spread over shards, over which the Gram matrix is then summed.
     """
@@ -105,8 +113,8 @@ def orthogonalize_factor(
         gram_axis = -1 if columns <= rows else -2
         short, long = min(rows, columns), max(rows, columns)
         if form == "direct" or (form == "auto" and long < _GRAM_ASPECT * short):
-            return _direct(x, gram_axis, ops, steps, coefficients)
-    return _by_gram(x, gram_axis, ops, steps, coefficients)
+            return _direct(x, gram_axis, ops, steps, coefficients) * scale
+    return _by_gram(x, gram_axis, ops, steps, coefficients, scale)
 
 
 def _direct(x: Array, gram_axis: int, ops: Ops, steps: int, coefficients: str) -> Array:
@@ -120,16 +128,19 @@ def _direct(x: Array, gram_axis: int, ops: Ops, steps: int, coefficients: str) -
     return x
 
 
-def _by_gram(x: Array, gram_axis: int, ops: Ops, steps: int, coefficients: str) -> Array:
+def _by_gram(
+    x: Array, gram_axis: int, ops: Ops, steps: int, coefficients: str, scale: float
+) -> Array:
     xp = ops.xp
     polynomials = _polynomials(steps, coefficients)
+    norm: Any = 1.0
     for start, stop in pairwise([0, *range(_FIRST_GRAM_STEPS, steps, _GRAM_STEPS), steps]):
         gram = ops.sum_shards(_gram(x, gram_axis, ops))
         eye = xp.eye(gram.shape[-1], dtype=x.dtype, device=ops.device_of(x))
         if start == 0:
             square = xp.sum(gram * eye, axis=(-2, -1))[..., None, None]
             norm = _norm(square, coefficients, ops)
-            x, gram = x / norm, gram / (norm * norm)
+            gram = gram / (norm * norm)
         product = eye
         for place, (c0, c1, c2) in enumerate(polynomials[start:stop], start=start):
             factor = c0 * eye + c1 * gram + c2 * (gram @ gram)
@@ -137,7 +148,9 @@ def _by_gram(x: Array, gram_axis: int, ops: Ops, steps: int, coefficients: str) 
             product = factor if place == start else product @ factor
             if place + 1 < stop:  # after the last it is formed afresh, or not needed
                 gram = factor @ gram @ factor
-        x = _multiply(x, product, gram_axis)
+        # What scales the whole scales the small matrix.
+        weight = (scale if stop == steps else 1.0) / (norm if start == 0 else 1.0)
+        x = _multiply(x, product * weight, gram_axis)
     return x
 
 

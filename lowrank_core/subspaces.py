@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 from lowrank_core._typing import Array, Scalar
 from lowrank_core.adam import decayed_weight
-from lowrank_core.columns import match_columns
 from lowrank_core.layout import on_axis
 from lowrank_core.ops import Ops
 from lowrank_core.random import make_key, normal
@@ -32,19 +31,18 @@ class Moments(NamedTuple):
 
 def carry_moments(
     moments: Moments,
-    previous: Array,
-    current: Array,
+    match: tuple[Array, Array],
     ops: Ops,
     *,
     axis: int,
     newcomers: Array | None = None,
 ) -> Moments:
-    """Return the moments of columns ``previous`` for columns ``current`` of one basis: kept, or at their start.
+    """Return the moments of other columns of a basis: kept, or at their start, by ``match`` (see `StandardOps.match`).
 
     A newcomer's moments start at zero, its second moment at its entry of ``newcomers`` ``(..., r)`` where given. The
     columns that a state begins with are newcomers too: their age is zero.
     """
-    position, stayed = match_columns(previous, current, ops)
+    position, stayed = match
     first = ops.take_kept(moments.first, position, stayed, axis=axis)
     second = ops.take_kept(moments.second, position, stayed, axis=axis)
     ages = moments.ages

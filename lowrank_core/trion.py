@@ -7,14 +7,14 @@ dynamic subspace selection for low-rank adaptive optimization of large language 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from lowrank_core._checks import check_choice, check_matrix, check_number
 from lowrank_core._typing import Array, Device, DType, Namespace, Scalar
 from lowrank_core.bases import get_basis
 from lowrank_core.columns import SCORES, top_columns
-from lowrank_core.layout import SIDES, Layout, check_rank, layout_of
+from lowrank_core.layout import SIDES, Layout, check_rank, cut_across, layout_of
 from lowrank_core.ops import METHODS, Ops, ops_for, ops_for_namespace
 from lowrank_core.orthogonalization import check_orthogonalization, orthogonalize_factor
 from lowrank_core.quantization import BITS
@@ -101,6 +101,11 @@ class TrionConfig:
         get_basis(self.basis).check_size(layout.size)
         return layout
 
+    @property
+    def divisible(self) -> bool:
+        """Whether a step treats rows alone once its direction is known (see `trion_survey`)."""
+        return self.momentum_bits is None
+
     def state_spec(self, shape: tuple[int, ...], dtype: str = "float32") -> dict[str, ArraySpec]:
         """Return shape and dtype of every array of the state of matrices of ``shape``.
 
@@ -122,6 +127,25 @@ class TrionState(NamedTuple):
     momentum_minimum: Array | None = None
     #: Scale of each block of codes, or ``None``.
     momentum_scale: Array | None = None
+
+
+class TrionSurvey(NamedTuple):
+    """What a step has to know of a whole matrix; the rest treats every row (axis -1) or column (axis -2) alone."""
+
+    #: The columns of this step, ``(..., r)`` int32.
+    indices: Array
+    #: Momentum and gradient on them.
+    low_rank: Array
+    #: The direction in them, scaled.
+    factor: Array
+    #: The basis vectors of the columns ``(..., size, r)``, where products with these are faster than transforms.
+    vectors: Array | None
+    axis: int
+
+    def across(self, block: slice) -> TrionSurvey:
+        """Return what a block of the dimension that is not transformed needs to know."""
+        low_rank, factor = (cut_across(x, block, self.axis) for x in (self.low_rank, self.factor))
+        return self._replace(low_rank=low_rank, factor=factor)
 
 
 def trion_init(
@@ -147,6 +171,7 @@ def trion_step(
     config: TrionConfig,
     /,
     *,
+    survey: TrionSurvey | None = None,
     ops: Ops | None = None,
 ) -> tuple[LowRankUpdate, TrionState]:
     """Return the direction of one step and the state after it; neither argument is changed.
@@ -163,6 +188,9 @@ def trion_step(
         From :func:`trion_init` or an earlier step on the same shape.
     config
         The options the state was made with.
+    survey
+        Where ``gradient`` and ``state`` are a block of a matrix: what :func:`trion_survey` found in the whole, for that
+        block (``survey.across(block)``).
     ops
         Operations to use; those of the gradient's library by default.
 
@@ -179,34 +207,83 @@ def trion_step(
     ops = ops_for(gradient) if ops is None else ops
     check_matrix("gradient", gradient, ops.xp)
     shape = tuple(gradient.shape)
-    layout, basis = config.layout(shape), get_basis(config.basis)
+    layout = config.layout(shape)
     check_state(state, config.state_spec(shape), shape)
     axis, step = layout.axis, state.step + 1
 
     full = ops.to_compute(gradient)
     before = load_buffer(state, "momentum", config.momentum_bits, shape, full.dtype, ops)
     full = ops.add(full, before)
-    norms = (config.score,)
-    seen = basis.analyse(full, ops, axis=axis, method=config.method, norms=norms)
+    if survey is None:
+        survey = _survey(full, None, config, layout, ops)
+    indices = survey.indices
+    used = survey.low_rank * (1 - config.momentum)
+    used_up = LowRankUpdate(used, indices, axis, layout.size, config.basis, survey.vectors)
+    momentum = subtract_lifted(full, used_up, config.method, ops)
+    update = replace(used_up, factor=survey.factor)
+    state = state._replace(step=step)
+    return update, store_buffer(state, "momentum", momentum, config.momentum_bits, step, ops)
+
+
+def trion_survey(
+    gradient: Array, state: TrionState, config: TrionConfig, /, *, ops: Ops | None = None
+) -> TrionSurvey:
+    """Return what the next step has to know of the whole of ``gradient``, so that it can be done block by block.
+
+    What then remains treats rows (axis -1) or columns (axis -2) alone: see :func:`lowrank_core.dct_adamw_survey`.
+
+    Parameters
+    ----------
+    gradient, state, config, ops
+        As for :func:`trion_step`.
+
+    Returns
+    -------
+    TrionSurvey
+        For the whole; ``across`` cuts it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`trion_step`; and if the momentum is kept in codes, which share scales.
+    """
+    ops = ops_for(gradient) if ops is None else ops
+    check_matrix("gradient", gradient, ops.xp)
+    shape = tuple(gradient.shape)
+    layout = config.layout(shape)
+    check_state(state, config.state_spec(shape), shape)
+    if not config.divisible:
+        raise ValueError(f"config must be of a rule that treats rows alone, got {config!r}")
+    full = ops.to_compute(gradient)
+    survey = _survey(full, ops.astype(state.momentum, full.dtype), config, layout, ops)
+    if ops.use_product(layout.rank, layout.size, config.method, ops.device_of(full)):
+        vectors = get_basis(config.basis).columns(survey.indices, layout.size, full, ops)
+        survey = survey._replace(vectors=vectors)
+    return survey
+
+
+def _survey(
+    full: Array, plus: Array | None, config: TrionConfig, layout: Layout, ops: Ops
+) -> TrionSurvey:
+    """Return the columns that ``full + plus`` aligns with best, and the direction in them."""
+    axis, norms = layout.axis, (config.score,)
+    seen = get_basis(config.basis).analyse(
+        full, ops, axis=axis, method=config.method, norms=norms, plus=plus
+    )
     indices = top_columns(ops.sum_shards(seen.sums[config.score]), layout.rank, ops)
     low_rank = seen.take(indices, slice(None))
-    # Holds an array as large as the gradient.
+    # Holds an array as large as the gradient: gone before others are made.
     del seen
-
-    used = LowRankUpdate(low_rank * (1 - config.momentum), indices, axis, layout.size, config.basis)
-    momentum = subtract_lifted(full, used, config.method, ops)
     factor = orthogonalize_factor(
         low_rank,
         ops,
         steps=config.steps,
         coefficients=config.coefficients,
         form="auto",
+        scale=_scale(config, layout, ops),
         sharded_axis=ops.sharded_axis,
     )
-    factor = factor * _scale(config, layout, ops)
-    update = LowRankUpdate(factor, indices, axis, layout.size, config.basis)
-    state = state._replace(step=step)
-    return update, store_buffer(state, "momentum", momentum, config.momentum_bits, step, ops)
+    return TrionSurvey(indices, low_rank, factor, None, axis)
 
 
 def _scale(config: TrionConfig, layout: Layout, ops: Ops) -> float:

@@ -13,6 +13,7 @@ import numpy as np
 from helpers import assert_close, dtype_name, library_of, normal, to_numpy
 
 from lowrank_core import StandardOps
+from lowrank_core.constants import Constants
 
 INDICES = np.array([0, 2, 5])
 STACKED = np.array([[0, 2, 5], [1, 2, 3]])
@@ -55,6 +56,19 @@ def idct(ops: Any, make: Any) -> list[Any]:
     return _transforms(ops.idct, make)
 
 
+def holding(ops: Any, make: Any) -> list[Any]:
+    results = []
+    x = make(normal(1100, 1024), "float32")
+    for reuse in (False, True):
+        own = ops.holding(Constants(), reuse=reuse)
+        assert own.constants is not ops.constants
+        # The second may be in the memory of the first.
+        for _ in range(2):
+            seen = own.dct_analysis(x, axis=-1, norms=("l2",))
+            results += [seen.sums["l2"], seen.take(make(INDICES, "int32"), slice(None))]
+    return results
+
+
 def dct_analysis(ops: Any, make: Any) -> list[Any]:
     results = []
     # Odd and even sizes, a stack with a choice for each, and more rows than one block of any adapter.
@@ -65,6 +79,8 @@ def dct_analysis(ops: Any, make: Any) -> list[Any]:
             indices = make(INDICES if len(shape) == 2 else STACKED, "int32")
             blocks = (slice(None), slice(1, 5))
             results += [seen.sums["l2"], seen.sums["l1"], *(seen.take(indices, b) for b in blocks)]
+            other = make(normal(*shape, seed=1), kind)
+            results.append(ops.dct_analysis(x, axis=axis, norms=("l2",), plus=other).sums["l2"])
     return results
 
 
@@ -80,6 +96,20 @@ def idct_columns(ops: Any, make: Any) -> list[Any]:
         ops.idct_columns(make(normal(1100, 3), "float32"), make(loud, "int32"), 256, axis=-1),
         ops.idct_columns(make(normal(3, 1100), "float32"), make(loud, "int32"), 256, axis=-2),
     ]
+
+
+def match(ops: Any, make: Any) -> list[Any]:
+    results = []
+    # In no order, with none and with all in common, and for each of a stack; where there is no place any will do.
+    for previous, current in (
+        (INDICES, np.array([5, 1, 2])),
+        (np.array([7, 3]), np.array([9, 1])),
+        (INDICES, INDICES),
+        (STACKED, STACKED[::-1].copy()),
+    ):
+        place, found = ops.match(make(previous, "int32"), make(current, "int32"))
+        results += [found, ops.xp.where(found, ops.as_index(place), -1)]
+    return results
 
 
 def put(ops: Any, make: Any) -> list[Any]:
@@ -253,6 +283,7 @@ CASES = {
             dct_analysis,
             idct_columns,
             put,
+            match,
             replace,
             take,
             pick,
@@ -264,7 +295,7 @@ CASES = {
             running_mean,
             top_k,
         ),
-        *(column_sums, cond, for_each, workers, step_counter, constant),
+        *(holding, column_sums, cond, for_each, workers, step_counter, constant),
     )
 }
 

@@ -40,7 +40,7 @@ def test_an_adapter_does_without_what_is_optional(xp, monkeypatch):
     if library_of(xp) == "numpy":
         monkeypatch.setattr(type(ops), "scipy_fft", None)
     else:
-        monkeypatch.setattr("lowrank_backends.torch._torch_cosine", None)
+        monkeypatch.setattr("lowrank_backends.torch._BY_BLOCKS", False)
     for name in ("dct", "idct", "dct_analysis", "idct_columns", "add", "put"):
         compare(name, ops, maker(xp))
 

@@ -97,11 +97,16 @@ def peak_of(function):
 @pytest.mark.parametrize("shape", [(6000, 1000), (1000, 6000)], ids=["tall", "wide"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_temporaries_of_a_step_are_bounded(shape, dtype, monkeypatch):
-    # PyTorch does not see what NumPy allocates.
+    def empty(shape, dtype):
+        return torch.empty(tuple(shape), dtype=dtype)
+
+    # PyTorch does not see what NumPy allocates, nor what another thread does.
+    monkeypatch.setattr("lowrank_backends._torch_cosine.empty", empty)
     monkeypatch.setattr(
-        "lowrank_backends._torch_cosine.empty",
-        lambda shape, dtype: torch.empty(tuple(shape), dtype=dtype),
+        "lowrank_backends._torch_memory.Scratch.empty", lambda _, *given: empty(*given)
     )
+    monkeypatch.setattr("lowrank_backends.torch.workers", lambda: 1)
+    monkeypatch.setattr("lowrank_backends._torch_threads.workers", lambda: 1)
     (parameter,) = parameters(shape, dtype=dtype)
     optimizer = DCTAdamW([parameter], rank=8, refresh_every=2)
     full = 4 * parameter.numel()  # of float32 numbers

@@ -1,15 +1,14 @@
 """The DCT of matrices in a CPU's memory, by PyTorch's real FFT on blocks that fit a core's cache.
 
-Between the FFT of Makhoul's algorithm and its coefficients lies a product with phases and a reordering. The product done,
-the half spectrum ``Z`` of a row holds all of its coefficients, ``S_k = Re Z_k`` and ``S_{n-k} = -Im Z_k``: whoever wants
-sums over columns, or few of them, reads these where they are, and few columns are put where the inverse transform
-begins. What is reordered is copied by NumPy, which walks backwards and in steps at the speed of memory.
+Between the FFT of Makhoul's algorithm and its coefficients lie a product with phases and a reordering. After the
+product the half spectrum ``Z`` of a row holds all of its coefficients, ``S_k = Re Z_k`` and ``S_{n-k} = -Im Z_k``:
+sums over columns, and few of them, are read where they are, and few columns are put where the inverse transform
+begins. What has to be reordered is copied by NumPy, which walks backwards and in steps at the speed of memory.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lowrank_backends._torch_memory import Scratch, empty
 from lowrank_backends._torch_threads import for_each
 from lowrank_core.makhoul import fft_phases
 from lowrank_core.ops import Analysis
@@ -82,21 +82,9 @@ def _blocks(count: int, lines: int, size: int) -> Iterator[_Block]:
     for first in range(0, count, matrices):
         for start in range(0, lines, per_block):
             yield _Block(
-                slice(first, min(first + matrices, count)), slice(start, min(start + per_block, lines))
+                slice(first, min(first + matrices, count)),
+                slice(start, min(start + per_block, lines)),
             )
-
-
-def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Return memory that costs little to touch first: NumPy's comes in large pages."""
-    return torch.from_numpy(np.empty(tuple(shape), _NUMPY[dtype]))
-
-
-_NUMPY: dict[torch.dtype, Any] = {
-    torch.float32: np.float32,
-    torch.float64: np.float64,
-    torch.complex64: np.complex64,
-    torch.complex128: np.complex128,
-}
 
 
 def _stack(x: Tensor) -> Tensor:
@@ -118,8 +106,16 @@ def _transposed(matrices: Tensor) -> Tensor:
     return out
 
 
-def _spectrum(part: Tensor, axis: int, frame: _Frame, out: Tensor | None = None) -> Tensor:
-    """Return ``Z`` ``(g, lines, half)`` of a block of samples."""
+def _spectrum(
+    part: Tensor,
+    axis: int,
+    frame: _Frame,
+    plus: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Return ``Z`` ``(g, lines, half)`` of a block of samples, or of its sum with another."""
+    if plus is not None:
+        part = part + plus
     if axis == -1:
         reordered = part.new_empty(part.shape)
         source, target = part.numpy(), reordered.numpy()
@@ -128,7 +124,9 @@ def _spectrum(part: Tensor, axis: int, frame: _Frame, out: Tensor | None = None)
     else:
         reordered = _transposed(part.index_select(-2, frame.order))
     spectrum = torch.fft.rfft(reordered)
-    return spectrum.mul_(frame.forward) if out is None else torch.mul(spectrum, frame.forward, out=out)
+    return (
+        spectrum.mul_(frame.forward) if out is None else torch.mul(spectrum, frame.forward, out=out)
+    )
 
 
 def _samples(spectrum: Tensor, axis: int, frame: _Frame, out: Tensor) -> None:
@@ -190,27 +188,32 @@ def idct(coefficients: Tensor, *, axis: int) -> Tensor:
     return out.reshape(coefficients.shape)
 
 
-def dct_analysis(x: Tensor, *, axis: int, norms: Sequence[str]) -> Analysis[Tensor]:
-    """Return sums over columns (axis -1) or rows of the DCT, and what takes single ones of these."""
+def dct_analysis(
+    x: Tensor, *, axis: int, norms: Sequence[str], plus: Tensor | None, scratch: Scratch | None
+) -> Analysis[Tensor]:
+    """Return sums over columns (axis -1) or rows of the DCT of ``x``, or ``x + plus``, and what takes few of these."""
     stack = _stack(x)
+    added = None if plus is None else _stack(plus)
     frame = _frame(stack.shape[axis], x.dtype)
     count, lines = stack.shape[0], stack.shape[-3 - axis]
-    spectra = empty((count, lines, frame.half), frame.forward.dtype)
+    made = empty if scratch is None else scratch.empty
+    spectra = made((count, lines, frame.half), frame.forward.dtype)
     numbers = torch.view_as_real(spectra).view(count, lines, 2 * frame.half)
     blocks = list(enumerate(_blocks(count, lines, frame.size)))
     found: list[list[Any]] = [[] for _ in blocks]
 
     def work(item: tuple[int, _Block]) -> None:
         place, block = item
-        part = _part(stack, block, axis)
-        _spectrum(part, axis, frame, out=_part(spectra, block, -1))
+        more = None if added is None else _part(added, block, axis)
+        out = _part(spectra, block, -1)
+        _spectrum(_part(stack, block, axis), axis, frame, more, out)
         own = _part(numbers, block, -1).numpy()
         found[place] = [np.stack([_SUMS[norm](one) for one in own]) for norm in norms]
 
     for_each(work, blocks)
     sums = {}
     for place, norm in enumerate(norms):
-        total = np.zeros((count, 2 * frame.half), _NUMPY[x.dtype])
+        total = np.zeros((count, 2 * frame.half), numbers.numpy().dtype)
         for (_, block), own in zip(blocks, found, strict=True):
             total[block.matrices] += own[place]
         chosen = torch.from_numpy(total).index_select(-1, frame.places)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,15 +12,20 @@ from torch.nn import Parameter
 from lowrank_backends._torch_threads import for_each, workers
 from lowrank_core import StandardOps
 from lowrank_core._typing import Scalar
+from lowrank_core.constants import Constants
 from lowrank_core.crossovers import Crossovers
 from lowrank_core.layout import on_axis
 from lowrank_core.makhoul import dct_by_fft, fft_phases, idct_by_fft
 from lowrank_core.ops import Analysis
 
 try:
-    from lowrank_backends import _torch_cosine
-except ImportError:  # without NumPy, which PyTorch does not insist on: whole tensors by Makhoul's algorithm
-    _torch_cosine = None  # type: ignore[assignment]
+    from lowrank_backends import _torch_cosine, _torch_memory
+except (
+    ImportError
+):  # without NumPy, which PyTorch does not insist on: whole tensors by Makhoul's algorithm
+    _BY_BLOCKS = False
+else:
+    _BY_BLOCKS = True
 
 T = TypeVar("T")
 
@@ -34,6 +39,15 @@ class TorchOps(StandardOps[Tensor]):
     """Operations on PyTorch tensors."""
 
     crossovers = Crossovers(small_size=128, few_columns=((1, 96),))
+
+    _scratch: Any = None
+
+    def holding(self, constants: Constants, *, reuse: bool = False) -> Self:
+        """Return the same operations with another holder of constants, and memory for one analysis if asked."""
+        own = super().holding(constants)
+        if reuse and _BY_BLOCKS:
+            own._scratch = _torch_memory.Scratch()
+        return own
 
     def astype(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Return ``x`` as ``dtype``, without a copy where none is needed."""
@@ -71,11 +85,15 @@ class TorchOps(StandardOps[Tensor]):
         phases = fft_phases(x.shape[axis], self.xp, x.dtype, x.device)
         return self.along_last(lambda rows: transform(rows, self.xp, phases), x, axis=axis)
 
-    def dct_analysis(self, x: Tensor, *, axis: int, norms: Sequence[str]) -> Analysis[Tensor]:
+    def dct_analysis(
+        self, x: Tensor, *, axis: int, norms: Sequence[str], plus: Tensor | None = None
+    ) -> Analysis[Tensor]:
         """Return what a choice of columns asks of the DCT; on the CPU its sums are taken while blocks are in cache."""
-        if _is_plain(x):
-            return _torch_cosine.dct_analysis(x, axis=axis, norms=norms)
-        return super().dct_analysis(x, axis=axis, norms=norms)
+        if _is_plain(x) and (plus is None or (_is_plain(plus) and x.dtype == plus.dtype)):
+            return _torch_cosine.dct_analysis(
+                x, axis=axis, norms=norms, plus=plus, scratch=self._scratch
+            )
+        return super().dct_analysis(x, axis=axis, norms=norms, plus=plus)
 
     def idct_columns(self, values: Tensor, indices: Tensor, size: int, *, axis: int) -> Tensor:
         """Return the inverse DCT of few columns; on the CPU they are put where it begins."""
@@ -100,7 +118,7 @@ class TorchOps(StandardOps[Tensor]):
         """Return ``x + y``, block by block into memory that costs little to touch."""
         if x.numel() <= _BLOCK or not (_is_plain(x) and _is_plain(y) and x.dtype == y.dtype):
             return x + y
-        out = _torch_cosine.empty(x.shape, x.dtype)
+        out = _torch_memory.empty(x.shape, x.dtype)
 
         def work(block: slice) -> None:
             torch.add(x[..., block, :], y[..., block, :], out=out[..., block, :])
@@ -148,7 +166,9 @@ class TorchOps(StandardOps[Tensor]):
             return super().running_mean(mean, x, decay, squares=squares)
         kept = float(decay)
         mixed = mean.mul_(kept) if own else mean.mul(kept)
-        return mixed.add_(x * x if squares else x, alpha=1 - kept)
+        if squares:
+            return mixed.addcmul_(x, x, value=1 - kept)
+        return mixed.add_(x, alpha=1 - kept)
 
     def take(self, x: Tensor, indices: Tensor, *, axis: int) -> Tensor:
         """Return rows or columns of matrices by a gather that looks for no negative indices."""
@@ -168,7 +188,16 @@ class TorchOps(StandardOps[Tensor]):
     def take_kept(self, x: Tensor, indices: Tensor, kept: Tensor, *, axis: int) -> Tensor:
         """Return :meth:`take`, zero where not ``kept``, in one array."""
         taken = self.take(x, indices, axis=axis)
+        if kept.ndim == 1 and _is_plain(taken):
+            # Most are kept, and a mask would be asked for every number.
+            return taken.index_fill_(axis, (~kept).nonzero().view(-1), 0.0)
         return taken.masked_fill_(on_axis(~kept, axis), 0.0)
+
+    def match(self, previous: Tensor, current: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the places of ``current`` in ``previous`` by binary search."""
+        ordered, places = previous.sort(dim=-1)
+        position = torch.searchsorted(ordered, current).clamp_(max=previous.shape[-1] - 1)
+        return places.gather(-1, position), ordered.gather(-1, position) == current
 
     def pick(self, x: Tensor, indices: Tensor) -> Tensor:
         """Return entries of vectors, likewise."""
@@ -197,7 +226,7 @@ class TorchOps(StandardOps[Tensor]):
 def _is_plain(x: Tensor) -> bool:
     """Return whether NumPy can work on the memory of ``x``: it has one, on the CPU, and nobody records what is done."""
     return (
-        _torch_cosine is not None
+        _BY_BLOCKS
         and type(x) in (Tensor, Parameter)
         and x.device.type == "cpu"
         and x.numel() > 0

@@ -15,6 +15,7 @@ from lowrank_core import (
     dct_adamw_project,
     dct_adamw_step,
     dct_adamw_step_projected,
+    dct_adamw_survey,
 )
 from lowrank_core.ops import Ops
 from lowrank_torch._optimizer import LowRankOptimizer
@@ -22,10 +23,16 @@ from lowrank_torch._stacks import Rule
 
 
 def _step(
-    gradient: Tensor, state: DCTAdamWState, config: DCTAdamWConfig, /, *, ops: Ops
+    gradient: Tensor,
+    state: DCTAdamWState,
+    config: DCTAdamWConfig,
+    /,
+    *,
+    ops: Ops,
+    survey: Any = None,
 ) -> tuple[LowRankUpdate, DCTAdamWState]:
     if not torch.compiler.is_compiling():
-        return dct_adamw_step(gradient, state, config, ops=ops)
+        return dct_adamw_step(gradient, state, config, survey=survey, ops=ops)
     # The compiler would take a host number that goes through `math` for a constant, and compile every step
     # anew. A tensor it follows; whether to refresh is the one thing that two graphs are for.
     step = int(state.step) + 1
@@ -88,13 +95,14 @@ class DCTAdamW(LowRankOptimizer):
     """
 
     algorithm = "dct_adamw"
+    _reuses_memory = True
     _config_type = DCTAdamWConfig
     _rule = Rule(
         DCTAdamWState,
         dct_adamw_init,
         _step,
         draws=True,
-        divisible=True,
+        survey=dct_adamw_survey,
         step_projected=dct_adamw_step_projected,
         project=dct_adamw_project,
     )

@@ -1,14 +1,14 @@
-"""A large matrix on the CPU divided among threads: each steps a slab, and they meet only to sum over the whole.
+"""A large matrix on the CPU stepped block by block, blocks side by side, with no array of its size but one.
 
-What follows the choice of columns treats every row alone, so that a slab stays with one thread from the transform to
-the parameter. Divided one operation at a time, threads would meet at each.
+What follows the choice of columns treats every row alone. So the whole is surveyed once, to choose; then each block
+stays with one thread from its coefficients to the parameter and the state, which are written in place.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
-from threading import Barrier, BrokenBarrierError
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -17,12 +17,15 @@ from torch.nn import Parameter
 from lowrank_core.layout import Layout
 from lowrank_core.ops import Ops
 from lowrank_torch._apply import apply_update
-from lowrank_torch._sharding import SIDES, chunk
+from lowrank_torch._sharding import SIDES
 
-# Numbers of a slab below which meeting costs more than it gains.
+# Numbers that a step makes of a block: enough that its calls cost little beside the work, few enough to be small
+# temporaries.
+_BLOCK = 3 * 2**19
+# Numbers of a block for each thread below which side by side costs more than it gains.
 _LEAST = 2**18
-# Dtypes of state that comes out the same however a matrix is divided. Codes share scales, half precision is rounded at
-# random by the place of a number, and stored vectors come of products of the whole matrix.
+# Dtypes of state that comes out the same however a matrix is divided: half precision is rounded at random by the place
+# of a number.
 _DIVISIBLE = {"float64", "float32", "int32"}
 
 
@@ -41,44 +44,55 @@ def is_plain(parameter: Tensor) -> bool:
     return parameter.device.type == "cpu" and type(parameter) in (Tensor, Parameter)
 
 
-def slab_count(matrix: Matrix, ops: Ops) -> int:
-    """Return among how many threads to divide the step of a matrix: one does it whole."""
+def block_length(matrix: Matrix, ops: Ops) -> int:
+    """Return how many rows (or columns) to step at a time; all of them where it is not to be divided."""
     spec = matrix.config.state_spec(matrix.layout.shape)
-    if "vectors" in spec or any(array.dtype not in _DIVISIBLE for array in spec.values()):
-        return 1
-    return max(1, min(ops.workers(), matrix.layout.across, matrix.gradient.numel() // _LEAST))
+    layout = matrix.layout
+    across, numbers = layout.across, matrix.gradient.numel()
+    if not matrix.config.divisible or any(a.dtype not in _DIVISIBLE for a in spec.values()):
+        return across
+    threads = ops.workers() if numbers >= _LEAST * ops.workers() else 1
+    # Coefficients, two moments and a direction are as wide as the rank.
+    made = numbers + 4 * numbers * layout.rank // layout.size
+    # As many for each thread.
+    count = threads * math.ceil(made / (threads * _BLOCK))
+    return math.ceil(across / count)
 
 
 def step_divided(
-    matrix: Matrix, count: int, step: Any, rate: float | Tensor, decay: float, ops: Ops
+    matrix: Matrix,
+    length: int,
+    survey: Any,
+    step: Any,
+    rate: float | Tensor,
+    decay: float,
+    ops: Ops,
 ) -> Any:
-    """Do a step of the rule ``step`` on ``count`` slabs at once; return the new state, what is large of it in place."""
+    """Step blocks of ``length`` by a rule's ``survey`` and ``step``; return the new state, written in place."""
     layout = matrix.layout
     dim = -3 - layout.axis
     config = dataclasses.replace(matrix.config, side=SIDES[layout.axis], rank=layout.rank)
     whole = config.state_spec(layout.shape)
-    meeting = _Meeting(count)
-    kept: list[Any] = [None] * count
+    seen = survey(matrix.gradient, matrix.state, config, ops=ops)
+    kept: list[Any] = []
 
-    def work(place: int) -> None:
-        start, length = chunk(layout.across, count, place)
-        shape = list(layout.shape)
-        shape[dim] = length
-        cuts = _cuts(whole, config.state_spec(tuple(shape)))
-        parts = {
-            name: getattr(matrix.state, name).narrow(cut, start, length)
-            for name, cut in cuts.items()
-        }
-        own_ops = _slab_ops(ops, layout, meeting, place)
-        gradient = matrix.gradient.narrow(dim, start, length)
-        update, new = step(gradient, matrix.state._replace(**parts), config, ops=own_ops)
-        target = matrix.target.narrow(dim, start, length)
+    def work(block: slice) -> None:
+        def part(x: Tensor, cut: int) -> Tensor:
+            return x.narrow(cut, block.start, block.stop - block.start)
+
+        gradient, target = part(matrix.gradient, dim), part(matrix.target, dim)
+        cuts = _cuts(whole, config.state_spec(tuple(gradient.shape)))
+        parts = {name: part(getattr(matrix.state, name), cut) for name, cut in cuts.items()}
+        before = matrix.state._replace(**parts)
+        update, new = step(gradient, before, config, survey=seen.across(block), ops=ops)
         apply_update(target, update, rate=rate, decay=decay, dither=None, ops=ops)
-        for name, part in parts.items():
-            part.copy_(getattr(new, name))
-        kept[place] = new._replace(**{name: getattr(matrix.state, name) for name in parts})
+        for name, own in parts.items():
+            own.copy_(getattr(new, name))
+        kept.append(new._replace(**{name: getattr(matrix.state, name) for name in parts}))
 
-    ops.for_each(meeting.attended(work), range(count))
+    starts = range(0, layout.across, length)
+    ops.for_each(work, [slice(at, min(at + length, layout.across)) for at in starts])
+    # What is not cut is the same in all.
     return kept[0]
 
 
@@ -91,62 +105,3 @@ def _cuts(whole: Mapping[str, Any], slab: Mapping[str, Any]) -> dict[str, int]:
         for name, spec in whole.items()
         if spec.shape != slab[name].shape
     }
-
-
-class _Meeting:
-    """Where the threads of one matrix wait for one another."""
-
-    def __init__(self, count: int) -> None:
-        self._barrier = Barrier(count)
-        self._given: list[Tensor] = [Tensor()] * count
-
-    def total(self, partial: Tensor, place: int) -> Tensor:
-        """Return the sum of what all give, to each the same bits."""
-        self._given[place] = partial
-        self._barrier.wait()
-        total = self._given[0].clone()
-        for other in self._given[1:]:
-            total += other
-        # Nobody gives anew before all have read.
-        self._barrier.wait()
-        return total
-
-    def attended(self, work: Any) -> Any:
-        """Return ``work`` such that nobody waits for one that has failed."""
-
-        def attend(place: int) -> None:
-            try:
-                work(place)
-            except BrokenBarrierError:  # the error is another's
-                return
-            except BaseException:
-                self._barrier.abort()
-                raise
-
-        return attend
-
-
-class _Slab:
-    """What an adapter is told of the slab of a thread; mixed into its class."""
-
-    def at(self, layout: Layout, meeting: _Meeting, place: int) -> None:
-        self.sharded_axis = -3 - layout.axis
-        self._across, self._meeting, self._place = layout.across, meeting, place
-
-    def count_shards(self, length: int) -> int:
-        return self._across
-
-    def sum_shards(self, partial: Tensor) -> Tensor:
-        return self._meeting.total(partial, self._place)
-
-
-_types: dict[type, Any] = {}
-
-
-def _slab_ops(ops: Ops, layout: Layout, meeting: _Meeting, place: int) -> Ops:
-    base = type(ops)
-    if base not in _types:
-        _types[base] = type(f"Slab{base.__name__}", (_Slab, base), {})
-    own: Any = _types[base](ops.xp, ops.constants)
-    own.at(layout, meeting, place)
-    return own

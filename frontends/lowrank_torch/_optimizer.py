@@ -51,6 +51,8 @@ class LowRankOptimizer(Optimizer):
     algorithm: ClassVar[str]
     _config_type: ClassVar[type[Any]]
     _rule: ClassVar[Rule]
+    #: Whether a step holds its largest temporary to the end, so that keeping its memory for the next raises no peak.
+    _reuses_memory: ClassVar[bool] = False
     #: Whether the rule also takes matrices with no more basis vectors than its rank.
     _whole_ranks: ClassVar[bool] = False
     #: Bytes of copies and coefficients that sharded steps may hold while they wait for a collective. With more, what is
@@ -85,7 +87,7 @@ class LowRankOptimizer(Optimizer):
     def _forget(self) -> None:
         """Drop what is made from groups and state, to be made anew when it is needed."""
         # Constants of its own, so that they are freed with the optimizer.
-        self._ops = ops_for_namespace(torch).holding(Constants())
+        self._ops = ops_for_namespace(torch).holding(Constants(), reuse=self._reuses_memory)
         self._plans: dict[Tensor, tuple[Any, Plan]] = {}
         self._projected: dict[Tensor, list[Tensor]] = {}
         self._slabs: dict[str, Spread | None] = {}

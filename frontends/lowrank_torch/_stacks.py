@@ -13,7 +13,7 @@ from torch import Tensor
 from lowrank_core import LowRankUpdate
 from lowrank_core.ops import Ops
 from lowrank_torch._apply import Dither
-from lowrank_torch._division import Matrix, is_plain, slab_count, step_divided
+from lowrank_torch._division import Matrix, block_length, is_plain, step_divided
 from lowrank_torch._exchange import Exchange
 from lowrank_torch._matrices import as_matrices, matrix_views
 from lowrank_torch._plan import Member, Plan
@@ -35,8 +35,8 @@ class Rule(NamedTuple):
     step: Callable[..., tuple[LowRankUpdate, Any]]
     #: Whether the rule draws random numbers, and so wants to know which matrix it is at.
     draws: bool
-    #: Whether parts of a matrix can be stepped at once that only sum over the whole of it.
-    divisible: bool = False
+    #: What the step has to know of a whole matrix to be done block by block, where the rule has such.
+    survey: Any = None
     #: The step on coefficients on the current columns, where the rule has one, and what gives these.
     step_projected: Any = None
     project: Any = None
@@ -139,15 +139,15 @@ def step_stack(
         # Every rule is odd in the gradient, so going up is going down with the sign turned.
         rate, decay = -rate, -decay
     after: list[dict[str, Any]] = [{} for _ in stack]
-    divisible = rule.divisible and _is_divisible(stack, plan, group)
+    divisible = rule.survey is not None and _is_divisible(stack, plan, group)
     for block, shape in enumerate(plan.slabs):
         fitted = plan.fitted(config, block)
         layout = fitted.layout(plan.blocks[block])
         if divisible:
             state = _state_of(stack[0].state, plan, block, rule)
             matrix = Matrix(targets[0][block], gradients[0][block], state, fitted, layout)
-            if (count := slab_count(matrix, ops)) > 1:
-                kept = step_divided(matrix, count, rule.step, rate, decay, ops)
+            if (length := block_length(matrix, ops)) < layout.across:
+                kept = step_divided(matrix, length, rule.survey, rule.step, rate, decay, ops)
                 after[0] |= _entries(kept, plan, block, fitted, batch_dims)
                 continue
         own_ops = ops_over(ops, layout.axis, layout.across, plan.spread, exchange)

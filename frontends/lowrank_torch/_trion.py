@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lowrank_core import TrionConfig, TrionState, trion_init, trion_step
+from lowrank_core import TrionConfig, TrionState, trion_init, trion_step, trion_survey
 from lowrank_torch._optimizer import LowRankOptimizer
 from lowrank_torch._stacks import Rule
 
@@ -51,7 +51,7 @@ class Trion(LowRankOptimizer):
 
     algorithm = "trion"
     _config_type = TrionConfig
-    _rule = Rule(TrionState, trion_init, trion_step, draws=False)
+    _rule = Rule(TrionState, trion_init, trion_step, draws=False, survey=trion_survey)
     _whole_ranks = True
 
     def __init__(
