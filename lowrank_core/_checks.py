@@ -37,7 +37,7 @@ def check_number(
 
     Arrays pass unseen: they may be traced, and reading one would force its value to the host.
     """
-    if isinstance(value, bool) or (not isinstance(value, Real) and not isinstance(value, Array)):
+    if isinstance(value, bool) or not (isinstance(value, Real) or hasattr(value, "dtype")):
         raise TypeError(f"{name} must be a number, got {value!r}")
     if not isinstance(value, Real):
         return

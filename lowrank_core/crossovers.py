@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from operator import matmul
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +39,8 @@ class Crossovers:
     small_size
         Below this size a product with the whole basis is faster.
     few_columns
-        Pairs of a size and the number of basis vectors up to which a product with these alone is faster; sizes in
-        between take the entry of the nearest.
+        Pairs of a size and the number of basis vectors up to which products with these alone are faster, there and
+        back; sizes in between take the entry of the nearest.
     """
 
     small_size: int
@@ -92,24 +91,32 @@ def calibrate(
     ValueError
         If ``sizes`` is empty or not ascending.
     """
-    # Operations look crossovers up; this is the one function here that needs operations.
+    # Operations look crossovers up, and bases use operations; this is the one function here that needs both.
+    from lowrank_core.bases import get_basis
     from lowrank_core.ops import ops_for_namespace
 
     sizes = tuple(sizes)
     if not sizes or sorted(set(sizes)) != list(sizes) or sizes[0] < 2:
         raise ValueError(f"sizes must be ascending integers of at least 2, got {sizes!r}")
-    ops = ops_for_namespace(xp)
+    ops, basis = ops_for_namespace(xp), get_basis("dct")
     small, few = 0, []
     for size in sizes:
-        x = ops.xp.ones((max(1, _NUMBERS // size), size), dtype=ops.xp.float32, device=device)
-        basis = ops.xp.ones((size, size), dtype=ops.xp.float32, device=device)
-        count = max(1, size // 16)
-        whole = _seconds(partial(ops.dct, x, axis=-1))
-        part = _seconds(partial(matmul, x, basis[:, :count]))
-        few.append((size, max(1, min(size, int(count * whole / part)))))
+        rows, count = max(1, _NUMBERS // size), max(1, size // 16)
+        x = ops.xp.ones((rows, size), dtype=ops.xp.float32, device=device)
+        # Spread over all: the time of a product does not depend on which.
+        indices = ops.xp.arange(count, dtype=ops.xp.int32, device=device) * (size // count)
+
+        def there_and_back(method: str, x: Any = x, indices: Any = indices) -> Any:
+            low_rank = basis.project(x, indices, ops, axis=-1, method=method)
+            return basis.lift(low_rank, indices, x.shape[-1], ops, axis=-1, method=method)
+
+        fast, product = (_seconds(partial(there_and_back, way)) for way in ("fft", "matmul"))
+        few.append((size, max(1, min(size, int(count * fast / product)))))
         # The last of the sizes up to which the product has always been faster.
-        if small == len(few) - 1 and _seconds(partial(matmul, x, basis)) < whole:
-            small = len(few)
+        if small == len(few) - 1:
+            transform = partial(basis.transform, x, ops, axis=-1)
+            fast, product = (_seconds(partial(transform, method=way)) for way in ("fft", "matmul"))
+            small = len(few) if product < fast else small
     found = Crossovers(sizes[small - 1] + 1 if small else sizes[0], tuple(few))
     _measured[_key(ops.xp, ops.device_of(ops.xp.empty(0, device=device)))] = found
     _write(default_path() if path is None else Path(path))

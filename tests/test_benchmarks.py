@@ -45,9 +45,9 @@ def quick_run(folder, *parts):
 @pytest.mark.parametrize(
     "parts",
     [
-        ("transform", "matrix", "models", "scaling", "stack", "training"),
+        ("transform", "matrix", "models", "scaling", "stack", "training", "choice"),
         pytest.param(("memory",), marks=pytest.mark.slow),
-        pytest.param(("jax", "startup"), marks=pytest.mark.slow),
+        pytest.param(("jax", "startup", "compile"), marks=pytest.mark.slow),
     ],
     ids=" ".join,
 )

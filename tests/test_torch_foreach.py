@@ -65,7 +65,7 @@ def test_blocks_of_each_parameter_stay_apart(split):
 
 @pytest.fixture
 def seen(monkeypatch):
-    """The shapes that the core is given gradients of."""
+    """The shapes that the core is given gradients of, in the order in which threads come to them."""
     shapes = []
     for constructor in OPTIMIZERS:
         rule = constructor._rule
@@ -81,8 +81,8 @@ def seen(monkeypatch):
 @pytest.mark.parametrize("constructor", OPTIMIZERS)
 def test_one_call_steps_all_of_one_shape(constructor, seen):
     trained(constructor, True, steps=3)
-    assert seen[:2] == [(2, 12, 8), (2, 8, 12)], "the one without a gradient waits"
-    assert seen[4:] == [(2, 12, 8), (12, 8), (2, 8, 12)], "and has a step count of its own"
+    assert sorted(seen[:2]) == [(2, 8, 12), (2, 12, 8)], "the one without a gradient waits"
+    assert sorted(seen[4:]) == [(2, 8, 12), (2, 12, 8), (12, 8)], "and has a step count of its own"
 
 
 def test_foreach_false_and_narrow_state_step_one_by_one(seen):
@@ -95,7 +95,7 @@ def test_foreach_false_and_narrow_state_step_one_by_one(seen):
 def test_a_stack_has_bounded_size(seen, monkeypatch):
     monkeypatch.setattr(stacks, "_CPU_STACK", 2 * 12 * 8)
     trained(lowrank_torch.DCTAdamW, True, steps=1, shapes=[(12, 8)] * 6 + [(24, 16)] * 2)
-    assert seen == [(2, 12, 8), (2, 12, 8), (12, 8), (24, 16), (24, 16)]
+    assert sorted(seen) == [(2, 12, 8), (2, 12, 8), (12, 8), (24, 16), (24, 16)]
 
 
 def test_parameters_of_another_dtype_or_group_are_not_mixed(seen):
@@ -105,7 +105,7 @@ def test_parameters_of_another_dtype_or_group_are_not_mixed(seen):
     optimizer = lowrank_torch.DCTAdamW(groups, rank=3)
     give_gradients(given, 0)
     optimizer.step()
-    assert seen == [(2, 12, 8), (12, 8), (12, 8)], "each of its own kind"
+    assert sorted(seen) == [(2, 12, 8), (12, 8), (12, 8)], "each of its own kind"
     assert optimizer.state[given[1]]["first_moment"].dtype == torch.float64
 
 

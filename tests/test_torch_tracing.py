@@ -3,11 +3,13 @@
 import pytest
 import torch
 from helpers import assert_close
-from lowrank_torch import DCTAdamW
+from lowrank_torch import DCTAdamW, Trion
 from torch import nn
 from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch_helpers import VARIANTS, assert_same_bits, copies, parameters, set_gradients, train
+
+from lowrank_core.residuals import RESIDUALS
 
 pytestmark = pytest.mark.usefixtures("torch")
 
@@ -38,7 +40,7 @@ def test_compiled_step_equals_the_plain_one(compiler, backend, bias_correction):
     given = parameters((24, 10), (5,))
     plain = copies(given)
     optimizer, reference = DCTAdamW(given, **options), DCTAdamW(plain, **options)
-    step = compiler(optimizer.step, backend=backend)
+    step = compiler(optimizer.step, backend=backend, fullgraph=True)
     for number in range(7):
         set_gradients(given, number)
         step()
@@ -52,12 +54,27 @@ def test_compiled_step_equals_the_plain_one(compiler, backend, bias_correction):
 
 
 @compiles
+@pytest.mark.parametrize("residual", [*RESIDUALS, None])
+def test_every_rule_compiles_without_a_break(compiler, residual):
+    rate, given = torch.tensor(0.02), parameters((24, 10), (24, 10), (5,))
+    if residual is None:
+        optimizer = Trion(given, lr=rate, rank=3)
+    else:
+        optimizer = DCTAdamW(given, lr=rate, rank=3, residual=residual)
+    step = compiler(optimizer.step, backend="eager", fullgraph=True)
+    for number in range(2):
+        set_gradients(given, number)
+        step()
+    assert all(optimizer.state[parameter]["step"] == 2 for parameter in given)
+
+
+@compiles
 @pytest.mark.parametrize("bias_correction", ["step", "column"])
 def test_compiled_step_is_not_compiled_anew(compiler, bias_correction):
     (parameter,) = parameters((24, 10))
     options = OPTIONS | {"refresh_every": 3, "bias_correction": bias_correction}
     optimizer = DCTAdamW([parameter], **options)
-    step = compiler(optimizer.step, backend="eager")
+    step = compiler(optimizer.step, backend="eager", fullgraph=True)
     graphs = []
     for number in range(16):
         set_gradients([parameter], number)

@@ -38,7 +38,9 @@ _FEW = 64
 class TorchOps(StandardOps[Tensor]):
     """Operations on PyTorch tensors."""
 
-    crossovers = Crossovers(small_size=128, few_columns=((1, 96),))
+    crossovers = Crossovers(
+        small_size=64, few_columns=((64, 10), (128, 16), (256, 36), (512, 50), (1024, 68))
+    )
 
     _scratch: Any = None
 
@@ -188,10 +190,12 @@ class TorchOps(StandardOps[Tensor]):
     def take_kept(self, x: Tensor, indices: Tensor, kept: Tensor, *, axis: int) -> Tensor:
         """Return :meth:`take`, zero where not ``kept``, in one array."""
         taken = self.take(x, indices, axis=axis)
-        if kept.ndim == 1 and _is_plain(taken):
-            # Most are kept, and a mask would be asked for every number.
-            return taken.index_fill_(axis, (~kept).nonzero().view(-1), 0.0)
-        return taken.masked_fill_(on_axis(~kept, axis), 0.0)
+        if not _is_plain(taken) or kept.shape[:-1].numel() > _FEW:
+            return taken.masked_fill_(on_axis(~kept, axis), 0.0)
+        # Most are kept, and a mask would be asked for every number.
+        for matrix, own in zip(_matrices(taken), kept.view(-1, kept.shape[-1]), strict=True):
+            matrix.index_fill_(axis, (~own).nonzero().view(-1), 0.0)
+        return taken
 
     def match(self, previous: Tensor, current: Tensor) -> tuple[Tensor, Tensor]:
         """Return the places of ``current`` in ``previous`` by binary search."""

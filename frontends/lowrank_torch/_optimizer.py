@@ -67,8 +67,8 @@ class LowRankOptimizer(Optimizer):
         process_group: Any = None,
     ) -> None:
         """Check ``options`` (fields of the configuration) and ``own`` (of the frontend), and add the groups."""
-        fields = {field.name: field for field in dataclasses.fields(self._config_type)}
-        defaults = {name: field.default for name, field in fields.items()}
+        fields = dataclasses.fields(self._config_type)
+        defaults = {field.name: field.default for field in fields}
         defaults |= {"algorithm": self.algorithm, **SHAPE_OPTIONS}
         defaults |= dict.fromkeys(("maximize", "stochastic_rounding"), False)
         defaults |= {"foreach": True, **own}
@@ -126,8 +126,7 @@ class LowRankOptimizer(Optimizer):
         check_choice("stochastic_rounding", group["stochastic_rounding"], (False, True))
         check_choice("foreach", group["foreach"], (False, True))
         check_shape_options(group)
-        names = (field.name for field in dataclasses.fields(self._config_type))
-        return self._config_type(**{name: group[name] for name in names})
+        return self._config_type(**{name: group[name] for name in self._config_names})
 
     def _plan(self, parameter: Tensor, group: Mapping[str, Any], config: Any) -> Plan:
         """Return how a parameter is stepped, the state it has being checked when that changes.
@@ -444,12 +443,15 @@ class LowRankOptimizer(Optimizer):
             )
 
     @cached_property
+    def _config_names(self) -> tuple[str, ...]:
+        return tuple(field.name for field in dataclasses.fields(self._config_type))
+
+    @cached_property
     def structural_options(self) -> tuple[str, ...]:
         """The options that a state is made for, as opposed to numbers that may change in a run."""
         own = ("algorithm", *SHAPE_OPTIONS)
         numbers = {"betas", "eps", "momentum", "method"}
-        names = (field.name for field in dataclasses.fields(self._config_type))
-        return (*own, *(name for name in names if name not in numbers))
+        return (*own, *(name for name in self._config_names if name not in numbers))
 
     def state_shapes(
         self, parameter: Tensor, group: Mapping[str, Any]

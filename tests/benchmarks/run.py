@@ -36,14 +36,16 @@ from rich.console import Console
 #: Parts, what they are about, and their share of the time.
 PARTS = {
     "transform": ("the DCT", 0.07),
-    "matrix": ("one step on one matrix, every target", 0.36),
-    "models": ("one step on the matrices of Llama models, every optimizer", 0.25),
+    "matrix": ("one step on one matrix, every target", 0.32),
+    "models": ("one step on the matrices of Llama models, every optimizer", 0.21),
     "scaling": ("cost against rank, size and period", 0.08),
     "memory": ("peak memory", 0.04),
     "stack": ("many small matrices", 0.04),
     "training": ("the whole training step", 0.05),
-    "jax": ("the same under jax.jit", 0.07),
-    "startup": ("imports and first steps", 0.04),
+    "jax": ("the same under jax.jit", 0.06),
+    "choice": ("transforms or products, chosen and forced", 0.06),
+    "compile": ("the step compiled", 0.05),
+    "startup": ("imports and first steps", 0.02),
 }
 PACKAGES = (
     "lowrank-core", "torch", "jax", "optax", "numpy", "scipy",
