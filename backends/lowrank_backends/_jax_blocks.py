@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 # Numbers in one block: enough work to be shared among threads, and little beside a large matrix.
-_BLOCK = 2**19
+_BLOCK = 2**18
 # Fewer are one block: no loop.
 _SMALL = 2**16
 
