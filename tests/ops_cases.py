@@ -41,9 +41,11 @@ def as_index(ops: Any, make: Any) -> list[Any]:
 
 
 def _transforms(function: Any, make: Any) -> list[Any]:
-    # A vector, matrices of odd and even size, a stack, and more rows than one block of any adapter.
+    # A vector, matrices of odd and even size, a stack, and more rows than blocks of any adapter, which leave a rest.
     found = [function(make(normal(9), "float64"), axis=-1)]
-    for shape, kind in (((7, 8), "float64"), ((2, 3, 6, 5), "float64"), ((1100, 256), "float32")):
+    small = ((7, 8), (2, 3, 6, 5))
+    large = ((1100, 256), (1101, 64))
+    for shape, kind in (*((s, "float64") for s in small), *((s, "float32") for s in large)):
         found += [function(make(normal(*shape), kind), axis=axis) for axis in (-1, -2)]
     return found
 
@@ -93,7 +95,7 @@ def idct_columns(ops: Any, make: Any) -> list[Any]:
         ops.idct_columns(make(normal(2, 7, 3), "float64"), few, 6, axis=-1),
         ops.idct_columns(make(normal(2, 7, 3), "float64"), chosen, 6, axis=-1),
         ops.idct_columns(make(normal(2, 3, 7), "float64"), chosen, 7, axis=-2),
-        ops.idct_columns(make(normal(1100, 3), "float32"), make(loud, "int32"), 256, axis=-1),
+        ops.idct_columns(make(normal(1101, 3), "float32"), make(loud, "int32"), 256, axis=-1),
         ops.idct_columns(make(normal(3, 1100), "float32"), make(loud, "int32"), 256, axis=-2),
     ]
 
@@ -143,6 +145,7 @@ def take(ops: Any, make: Any) -> list[Any]:
     return [
         ops.take(make(normal(4, 6), "float32"), make(INDICES, "int32"), axis=-1),
         ops.take(make(normal(6, 4), "float32"), make(INDICES, "int32"), axis=-2),
+        ops.take(make(normal(1101, 64), "float32"), make(INDICES, "int32"), axis=-1),
         ops.take(make(normal(2, 4, 6), "float32"), make(STACKED, "int32"), axis=-1),
         ops.take(make(normal(2, 6, 4), "float32"), make(STACKED, "int32"), axis=-2),
         ops.take(make(normal(0, 6, 4), "float32"), make(STACKED[:0], "int32"), axis=-2),

@@ -32,6 +32,7 @@ ADAPTED = {
     "lowrank_backends.torch": {"torch", "numpy", "scipy"},
     "lowrank_backends._torch_threads": {"torch"},
     "lowrank_backends.jax": {"jax"},
+    "lowrank_backends._jax_blocks": {"jax"},
     "lowrank_backends._jax_rows": {"jax"},
     "lowrank_backends.cupy": {"cupy", "cupyx"},
 }

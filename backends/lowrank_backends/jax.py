@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, experimental
 
-from lowrank_backends._jax_rows import dct_rows, idct_rows
+from lowrank_backends._jax_rows import dct_rows, idct_columns_rows, idct_rows, take_rows
 from lowrank_core import LowRankUpdate, StandardOps
 from lowrank_core.layout import on_axis
 
@@ -62,11 +62,18 @@ class JaxOps(StandardOps[Array]):
         """Return the inverse of :meth:`dct`."""
         return self.along_last(idct_rows, coefficients, axis=axis)
 
+    def idct_columns(self, values: Array, indices: Array, size: int, *, axis: int) -> Array:
+        """Return the inverse of :meth:`dct` of few coefficients, which are never put among zeros in memory."""
+        if indices.ndim > 1:
+            return super().idct_columns(values, indices, size, axis=axis)
+        position, _ = self.find(indices, size)
+        return self.along_last(lambda rows: idct_columns_rows(rows, position), values, axis=axis)
+
     def take(self, x: Array, indices: Array, *, axis: int) -> Array:
         """Return rows or columns of matrices, each whole: an index for every number would be as large as they are."""
-        if indices.ndim == 1:
-            return super().take(x, indices, axis=axis)
-        return jnp.take_along_axis(x, on_axis(indices, axis), axis=axis)
+        if indices.ndim > 1:
+            return jnp.take_along_axis(x, on_axis(indices, axis), axis=axis)
+        return take_rows(x, indices) if axis == -1 else super().take(x, indices, axis=axis)
 
     def constant(self, key: Hashable, build: Callable[[], Array]) -> Array:
         """Return the shared constant, made of concrete numbers even inside a trace."""
