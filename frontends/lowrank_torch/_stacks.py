@@ -20,8 +20,9 @@ from lowrank_torch._plan import Member, Plan
 from lowrank_torch._sharding import SIDES, local_gradient, local_of
 from lowrank_torch._slabs import Move, apply_slabs, as_state, ops_over, placed, to_slab
 
-# Numbers in one stack of gradients: what fits a core's cache on the CPU, a launch worth making elsewhere.
-_CPU_STACK = 2**18
+# Numbers in one stack of gradients: on the CPU as many as make its calls cost little, and leave threads their share;
+# elsewhere a launch worth making.
+_CPU_STACK = 2**20
 _DEVICE_STACK = 2**24
 # Numbers in a stack that a thread may step alone while others step others, each holding as much again.
 _SMALL = 2**22
