@@ -29,7 +29,9 @@ ALLOWED = {
 # An adapter module may also import the one library that it adapts.
 ADAPTED = {
     "lowrank_backends.numpy": {"numpy", "scipy"},
-    "lowrank_backends.torch": {"torch", "numpy", "scipy"},
+    "lowrank_backends.torch": {"torch"},
+    "lowrank_backends._torch_cosine": {"torch", "numpy"},
+    "lowrank_backends._torch_memory": {"torch", "numpy"},
     "lowrank_backends._torch_threads": {"torch"},
     "lowrank_backends.jax": {"jax"},
     "lowrank_backends._jax_blocks": {"jax"},
