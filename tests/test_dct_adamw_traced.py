@@ -79,7 +79,8 @@ def test_torch_compiles_the_step_alone(torch, counting):
     found, _ = compiled(gradient, state, config, refresh=True)
     expected, _ = lc.dct_adamw_step(gradient, state, config, refresh=True)
     assert_identical(found.indices, expected.indices)
-    assert_identical(found.factor, expected.factor)
+    # The compiler is given the plain transform, which rounds otherwise than the one by blocks.
+    assert_close(found.factor, to_numpy(expected.factor), xp=torch, dtype="float32")
 
 
 # PyTorch's own compiler still calls it.

@@ -229,18 +229,6 @@ def test_parts_of_a_fused_projection_are_divided_one_by_one(threads, divided, wh
     assert max(divided) < 8
 
 
-def test_threads_change_no_bit_of_a_divided_step(threads, divided):
-    runs = []
-    for count in (1, 2):
-        threads(count)
-        (parameter,), optimizer = run(lowrank_torch.DCTAdamW, [(96, 64)], rank=7)
-        runs.append(
-            [parameter, *(optimizer.state[parameter][key] for key in ("second_moment", "indices"))]
-        )
-    assert divided
-    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
-
-
 @pytest.mark.parametrize("constructor", [lowrank_torch.DCTAdamW, lowrank_torch.Trion])
 def test_small_matrices_side_by_side_go_where_they_would_go_one_by_one(constructor, threads):
     shapes = [(12, 8), (8, 12), (5,), (12, 8), (30, 7), (9, 9)]

@@ -55,7 +55,7 @@ def block_length(matrix: Matrix, ops: Ops) -> int:
     # Coefficients, two moments and a direction are as wide as the rank.
     made = numbers + 4 * numbers * layout.rank // layout.size
     # As many for each thread.
-    count = threads * math.ceil(made / (threads * _BLOCK))
+    count = threads * max(1, math.ceil(made / (threads * _BLOCK)))
     return math.ceil(across / count)
 
 
