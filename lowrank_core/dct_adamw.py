@@ -11,7 +11,6 @@ from dataclasses import replace
 from lowrank_core._checks import check_matrix
 from lowrank_core._typing import Array, Device, DType, Namespace, Scalar
 from lowrank_core.adam import adam_direction, decayed_weight
-from lowrank_core.bases import get_basis
 from lowrank_core.dct_adamw_config import SEED_COUNT, DCTAdamWConfig, DCTAdamWState
 from lowrank_core.dct_adamw_projection import (
     Subspace,
@@ -34,7 +33,7 @@ from lowrank_core.residuals import (
 from lowrank_core.rounding import store
 from lowrank_core.state import check_state, empty_state, load_buffer, store_buffer
 from lowrank_core.subspaces import starting_vectors
-from lowrank_core.update import LowRankUpdate, lifted, subtract_lifted
+from lowrank_core.update import LowRankUpdate, lifted, product_vectors, subtract_lifted
 
 
 def dct_adamw_init(
@@ -189,11 +188,8 @@ def dct_adamw_survey(
     if state.feedback is not None:
         plus = ops.astype(state.feedback, full.dtype)
     survey = survey_matrix(full, plus, state, step, config.refreshes(step), config, layout, ops)
-    indices, device = survey.indices, ops.device_of(full)
-    if ops.use_product(layout.rank, layout.size, config.method, device):
-        vectors = get_basis(config.basis).columns(indices, layout.size, full, ops)
-        survey = survey._replace(vectors=vectors)
-    return survey
+    vectors = product_vectors(survey.indices, layout.size, config.basis, full, config.method, ops)
+    return survey._replace(vectors=vectors)
 
 
 def _with_feedback(

@@ -27,7 +27,7 @@ from lowrank_core.state import (
     load_buffer,
     store_buffer,
 )
-from lowrank_core.update import LowRankUpdate, subtract_lifted
+from lowrank_core.update import LowRankUpdate, product_vectors, subtract_lifted
 
 SCALES = ("none", "spectral", "dion", "rms")
 
@@ -256,10 +256,8 @@ def trion_survey(
         raise ValueError(f"config must be of a rule that treats rows alone, got {config!r}")
     full = ops.to_compute(gradient)
     survey = _survey(full, ops.astype(state.momentum, full.dtype), config, layout, ops)
-    if ops.use_product(layout.rank, layout.size, config.method, ops.device_of(full)):
-        vectors = get_basis(config.basis).columns(survey.indices, layout.size, full, ops)
-        survey = survey._replace(vectors=vectors)
-    return survey
+    vectors = product_vectors(survey.indices, layout.size, config.basis, full, config.method, ops)
+    return survey._replace(vectors=vectors)
 
 
 def _survey(

@@ -93,11 +93,17 @@ def with_vectors(update: LowRankUpdate, method: str, ops: Ops) -> LowRankUpdate:
     indices = update.indices
     if indices is None or update.vectors is not None or update.complement is not None:
         return update
-    device = ops.device_of(update.factor)
-    if not ops.use_product(indices.shape[-1], update.size, method, device):
-        return update
-    vectors = get_basis(update.basis).columns(indices, update.size, update.factor, ops)
-    return replace(update, vectors=vectors)
+    vectors = product_vectors(indices, update.size, update.basis, update.factor, method, ops)
+    return update if vectors is None else replace(update, vectors=vectors)
+
+
+def product_vectors(
+    indices: Array, size: int, basis: str, like: Array, method: str, ops: Ops
+) -> Array | None:
+    """Return the basis vectors of ``indices`` where a product with them is faster than a transform, else ``None``."""
+    if not ops.use_product(indices.shape[-1], size, method, ops.device_of(like)):
+        return None
+    return get_basis(basis).columns(indices, size, like, ops)
 
 
 def subtract_lifted(x: Array, update: LowRankUpdate, method: str, ops: Ops) -> Array:

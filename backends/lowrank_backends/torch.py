@@ -14,15 +14,14 @@ from lowrank_core import StandardOps
 from lowrank_core._typing import Scalar
 from lowrank_core.constants import Constants
 from lowrank_core.crossovers import Crossovers
-from lowrank_core.layout import on_axis
+from lowrank_core.layout import cut_across, on_axis
 from lowrank_core.makhoul import dct_by_fft, fft_phases, idct_by_fft
 from lowrank_core.ops import Analysis
 
 try:
     from lowrank_backends import _torch_cosine, _torch_memory
-except (
-    ImportError
-):  # without NumPy, which PyTorch does not insist on: whole tensors by Makhoul's algorithm
+except ImportError:
+    # Without NumPy, which PyTorch does not insist on: whole tensors by Makhoul's algorithm.
     _BY_BLOCKS = False
 else:
     _BY_BLOCKS = True
@@ -110,7 +109,7 @@ class TorchOps(StandardOps[Tensor]):
         across = -3 - axis
         total = None
         for block in _blocks(x, across):
-            part = _cut(x, across, block)
+            part = cut_across(x, block, axis)
             sums = (part * part if squares else part.abs()).sum(across)
             total = sums if total is None else total.add_(sums)
         assert total is not None  # noqa: S101 - there is a block in what is not empty
@@ -133,7 +132,7 @@ class TorchOps(StandardOps[Tensor]):
         if x.device.type != "cpu" or torch.compiler.is_compiling() or x.numel() == 0:
             return x.sub_(part(slice(None)))
         across = -3 - axis
-        for_each(lambda block: _cut(x, across, block).sub_(part(block)), _blocks(x, across))
+        for_each(lambda block: cut_across(x, block, axis).sub_(part(block)), _blocks(x, across))
         return x
 
     def divide_by_root(
@@ -245,10 +244,6 @@ def _blocks(x: Tensor, dim: int) -> Iterator[slice]:
     length = max(1, _BLOCK * x.shape[dim] // x.numel())
     for start in range(0, x.shape[dim], length):
         yield slice(start, start + length)
-
-
-def _cut(x: Tensor, dim: int, block: slice) -> Tensor:
-    return x[..., block] if dim == -1 else x[..., block, :]
 
 
 def _matrices(x: Tensor) -> list[Tensor]:

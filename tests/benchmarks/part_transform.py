@@ -22,7 +22,6 @@ dct: Callable[..., Any] = lowrank_core.dct
 idct: Callable[..., Any] = lowrank_core.idct
 
 SIZES = (1024, 2048, 4096)
-LARGE = 4096
 BARE, PRODUCT = "bare `torch.fft.rfft`", "product with the basis"
 ASIDE = "bare `torch.fft.rfft`, blocks side by side"
 OURS, SCIPY, PAPER = "`dct`", "`scipy.fft.dct`, a worker a thread", "the paper's code"
