@@ -158,7 +158,8 @@ def dct_adamw_survey(
 
     Columns are chosen here. All that then remains treats rows (axis -1) or columns (axis -2) alone: for blocks of these
     in turn ``dct_adamw_step(..., survey=survey.across(block))`` gives the update and the state of the block, and no
-    array as large as the matrix is made beside the one that the survey holds.
+    array as large as the matrix is made beside the one that the survey holds. With ``feedback_bits`` blocks of columns
+    begin at multiples of 256, which share a scale.
 
     Parameters
     ----------
@@ -174,19 +175,19 @@ def dct_adamw_survey(
     ------
     TypeError, ValueError
         As :func:`dct_adamw_step`; and if the rest of the step is not one that treats rows alone: with a basis that is
-        not fixed, a residual limited by its norm, or codes that share scales.
+        not fixed, or a residual limited by its norm.
     """
     ops = ops_for(gradient) if ops is None else ops
     check_matrix("gradient", gradient, ops.xp)
     shape = tuple(gradient.shape)
     layout = config.layout(shape)
     check_state(state, config.state_spec(shape), shape)
-    if not config.divisible:
+    if config.grain(layout.axis) is None:
         raise ValueError(f"config must be of a rule that treats rows alone, got {config!r}")
     step = state.step + 1
     full, plus = ops.to_compute(gradient), None
     if state.feedback is not None:
-        plus = ops.astype(state.feedback, full.dtype)
+        plus = load_buffer(state, "feedback", config.feedback_bits, shape, full.dtype, ops)
     survey = survey_matrix(full, plus, state, step, config.refreshes(step), config, layout, ops)
     vectors = product_vectors(survey.indices, layout.size, config.basis, full, config.method, ops)
     return survey._replace(vectors=vectors)

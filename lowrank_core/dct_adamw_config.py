@@ -11,7 +11,7 @@ from lowrank_core.bases import get_basis
 from lowrank_core.columns import SCORES
 from lowrank_core.layout import SIDES, Layout, check_rank, layout_of
 from lowrank_core.ops import METHODS
-from lowrank_core.quantization import BITS
+from lowrank_core.quantization import BITS, block_grain
 from lowrank_core.residuals import DEFAULT_SCALE, RESIDUALS
 from lowrank_core.selection import SELECTIONS
 from lowrank_core.state import ArraySpec, buffer_spec, check_state_dtype
@@ -163,10 +163,13 @@ class DCTAdamWConfig:
         """Whether every step needs all coefficients, not only a step that chooses columns."""
         return not self.stored and self.residual in ("scaled", "normalized")
 
-    @property
-    def divisible(self) -> bool:
-        """Whether a step treats rows alone once its columns are chosen (see `dct_adamw_survey`)."""
-        return not self.stored and self.residual != "scaled" and self.feedback_bits is None
+    def grain(self, axis: int) -> int | None:
+        """Return the multiples at which blocks of the dimension that is not ``axis`` begin, to be stepped alone.
+
+        ``None`` where that is not possible, even with the columns chosen (see `dct_adamw_survey`).
+        """
+        alone = not self.stored and self.residual != "scaled"
+        return block_grain(axis, self.feedback_bits) if alone else None
 
     @property
     def keeps_energy(self) -> bool:

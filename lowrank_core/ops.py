@@ -280,6 +280,13 @@ class StandardOps(Generic[A]):
         """Return how many items `for_each` works on at a time; up to so many may wait for one another."""
         return 1
 
+    def by_rows(self, function: Callable[..., tuple[A, ...]], *arrays: A) -> tuple[A, ...]:
+        """Return ``function(*arrays)``, arrays ``(..., k)`` with the same leading dimensions and one more each.
+
+        ``function`` treats every row alone: an adapter may call it block by block.
+        """
+        return function(*arrays)
+
     def for_each(self, work: Callable[[T], object], items: Iterable[T]) -> None:
         """Call ``work`` for every item, in any order; no two write to the same array."""
         for item in items:

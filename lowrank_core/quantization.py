@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from lowrank_core._checks import check_choice, check_floating
 from lowrank_core._typing import Array
-from lowrank_core.ops import ops_for
+from lowrank_core.ops import Ops, ops_for
 
 BITS = (8, 4)
 
@@ -62,13 +63,27 @@ def quantize(x: Array, /, bits: int) -> Quantized:
     check_choice("bits", bits, BITS)
     if x.ndim < 1 or x.shape[-1] < 1:
         raise ValueError(f"x must not be empty along its last axis, got shape {tuple(x.shape)}")
+    codes, minimum, scale = ops.by_rows(partial(_encoded, bits=bits, ops=ops), ops.to_compute(x))
+    return Quantized(codes, minimum, scale, bits, x.shape[-1])
+
+
+def dequantize(quantized: Quantized, /) -> Array:
+    """Return the numbers that ``quantized`` stands for, ``(..., n)`` in the dtype of its scale."""
+    ops = ops_for(quantized.codes)
+    decoded = partial(_decoded, bits=quantized.bits, size=quantized.size, ops=ops)
+    (x,) = ops.by_rows(decoded, quantized.codes, quantized.minimum, quantized.scale)
+    return x
+
+
+def _encoded(x: Array, *, bits: int, ops: Ops) -> tuple[Array, Array, Array]:
+    """Return the codes of ``x`` ``(..., n)``, and the minimum and the scale of each block."""
+    xp = ops.xp
     size, lead = x.shape[-1], x.shape[:-1]
     # Repeating the last number fills the last block without moving its minimum or maximum.
     padding = -size % BLOCK
-    wide = ops.to_compute(x)
     if padding:
-        wide = xp.concat([wide, xp.broadcast_to(wide[..., -1:], (*lead, padding))], axis=-1)
-    blocks = xp.reshape(wide, (*lead, (size + padding) // BLOCK, BLOCK))
+        x = xp.concat([x, xp.broadcast_to(x[..., -1:], (*lead, padding))], axis=-1)
+    blocks = xp.reshape(x, (*lead, (size + padding) // BLOCK, BLOCK))
     minimum, maximum = xp.min(blocks, axis=-1), xp.max(blocks, axis=-1)
     levels = 2**bits - 1
     # Not divided: compilers turn that into this product, and all libraries are to have the same codes.
@@ -83,21 +98,20 @@ def quantize(x: Array, /, bits: int) -> Quantized:
         if size % 2:
             codes = xp.concat([codes, xp.zeros_like(codes[..., :1])], axis=-1)
         codes = (codes[..., ::2] << 4) | codes[..., 1::2]
-    return Quantized(codes, minimum, scale, bits, size)
+    return codes, minimum, scale
 
 
-def dequantize(quantized: Quantized, /) -> Array:
-    """Return the numbers that ``quantized`` stands for, ``(..., n)`` in the dtype of its scale."""
-    codes, size = quantized.codes, quantized.size
-    ops = ops_for(codes)
+def _decoded(
+    codes: Array, minimum: Array, scale: Array, *, bits: int, size: int, ops: Ops
+) -> tuple[Array]:
+    """Return the numbers ``(..., n)`` that codes stand for."""
     xp = ops.xp
-    if quantized.bits == 4:
+    if bits == 4:
         pairs = xp.stack([codes >> 4, codes & 15], axis=-1)
         codes = xp.reshape(pairs, (*codes.shape[:-1], 2 * codes.shape[-1]))[..., :size]
     place = xp.arange(size, dtype=xp.int32, device=ops.device_of(codes)) // BLOCK
-    scale = ops.take(quantized.scale, place, axis=-1)
-    minimum = ops.take(quantized.minimum, place, axis=-1)
-    return xp.astype(codes, scale.dtype) * scale + minimum
+    scales, minima = (ops.take(x, place, axis=-1) for x in (scale, minimum))
+    return (xp.astype(codes, scale.dtype) * scales + minima,)
 
 
 def quantized_shapes(shape: tuple[int, ...], bits: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -105,3 +119,11 @@ def quantized_shapes(shape: tuple[int, ...], bits: int) -> tuple[tuple[int, ...]
     *lead, size = shape
     per_byte = 8 // bits
     return (*lead, -(-size // per_byte)), (*lead, -(-size // BLOCK))
+
+
+def block_grain(axis: int, bits: int | None) -> int:
+    """Return at multiples of what blocks of the dimension that is not ``axis`` have ``bits``-bit codes of their own.
+
+    ``bits`` is ``None`` for numbers that are not kept in codes.
+    """
+    return 1 if bits is None or axis == -1 else BLOCK

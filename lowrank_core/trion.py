@@ -17,7 +17,7 @@ from lowrank_core.columns import SCORES, top_columns
 from lowrank_core.layout import SIDES, Layout, check_rank, cut_across, layout_of
 from lowrank_core.ops import METHODS, Ops, ops_for, ops_for_namespace
 from lowrank_core.orthogonalization import check_orthogonalization, orthogonalize_factor
-from lowrank_core.quantization import BITS
+from lowrank_core.quantization import BITS, block_grain
 from lowrank_core.state import (
     ArraySpec,
     buffer_spec,
@@ -101,10 +101,9 @@ class TrionConfig:
         get_basis(self.basis).check_size(layout.size)
         return layout
 
-    @property
-    def divisible(self) -> bool:
-        """Whether a step treats rows alone once its direction is known (see `trion_survey`)."""
-        return self.momentum_bits is None
+    def grain(self, axis: int) -> int:
+        """Return the multiples at which blocks of the dimension that is not ``axis`` begin, to be stepped alone."""
+        return block_grain(axis, self.momentum_bits)
 
     def state_spec(self, shape: tuple[int, ...], dtype: str = "float32") -> dict[str, ArraySpec]:
         """Return shape and dtype of every array of the state of matrices of ``shape``.
@@ -230,7 +229,8 @@ def trion_survey(
 ) -> TrionSurvey:
     """Return what the next step has to know of the whole of ``gradient``, so that it can be done block by block.
 
-    What then remains treats rows (axis -1) or columns (axis -2) alone: see :func:`lowrank_core.dct_adamw_survey`.
+    What then remains treats rows (axis -1) or columns (axis -2) alone: see :func:`lowrank_core.dct_adamw_survey`. With
+    ``momentum_bits`` blocks of columns begin at multiples of 256, which share a scale.
 
     Parameters
     ----------
@@ -245,17 +245,16 @@ def trion_survey(
     Raises
     ------
     TypeError, ValueError
-        As :func:`trion_step`; and if the momentum is kept in codes, which share scales.
+        As :func:`trion_step`.
     """
     ops = ops_for(gradient) if ops is None else ops
     check_matrix("gradient", gradient, ops.xp)
     shape = tuple(gradient.shape)
     layout = config.layout(shape)
     check_state(state, config.state_spec(shape), shape)
-    if not config.divisible:
-        raise ValueError(f"config must be of a rule that treats rows alone, got {config!r}")
     full = ops.to_compute(gradient)
-    survey = _survey(full, ops.astype(state.momentum, full.dtype), config, layout, ops)
+    before = load_buffer(state, "momentum", config.momentum_bits, shape, full.dtype, ops)
+    survey = _survey(full, before, config, layout, ops)
     vectors = product_vectors(survey.indices, layout.size, config.basis, full, config.method, ops)
     return survey._replace(vectors=vectors)
 

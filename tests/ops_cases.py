@@ -58,6 +58,18 @@ def idct(ops: Any, make: Any) -> list[Any]:
     return _transforms(ops.idct, make)
 
 
+def by_rows(ops: Any, make: Any) -> list[Any]:
+    def function(x: Any, weight: Any) -> tuple[Any, Any]:
+        return x * weight, ops.xp.sum(x, axis=-1, keepdims=True)
+
+    results = []
+    # One row, a stack, and more rows than one block of any adapter, which leave a rest.
+    for shape in ((5,), (2, 3, 4), (1101, 512)):
+        x, weight = normal(*shape), normal(*shape[:-1], 1, seed=1)
+        results += ops.by_rows(function, make(x, "float32"), make(weight, "float32"))
+    return results
+
+
 def holding(ops: Any, make: Any) -> list[Any]:
     results = []
     x = make(normal(1100, 1024), "float32")
@@ -298,7 +310,7 @@ CASES = {
             running_mean,
             top_k,
         ),
-        *(holding, column_sums, cond, for_each, workers, step_counter, constant),
+        *(holding, by_rows, column_sums, cond, for_each, workers, step_counter, constant),
     )
 }
 

@@ -155,6 +155,28 @@ class TorchOps(StandardOps[Tensor]):
         """Return the number of PyTorch's threads where they can be divided; 1 in one of them."""
         return workers()
 
+    def by_rows(
+        self, function: Callable[..., tuple[Tensor, ...]], *arrays: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Return ``function(*arrays)``, called block by block on the CPU so that its temporaries are small."""
+        if not all(map(_is_plain, arrays)):
+            return function(*arrays)
+        lead = arrays[0].shape[:-1]
+        flat = [x.reshape(-1, x.shape[-1]) for x in arrays]
+        first, *others = _blocks(max(flat, key=Tensor.numel), 0)
+        begun = function(*(x[first] for x in flat))
+        if not others:
+            return tuple(x.view(*lead, -1) for x in begun)
+        results = [x.new_empty((lead.numel(), x.shape[-1])) for x in begun]
+
+        def write(block: slice, parts: tuple[Tensor, ...]) -> None:
+            for result, part in zip(results, parts, strict=True):
+                result[block] = part
+
+        write(first, begun)
+        for_each(lambda block: write(block, function(*(x[block] for x in flat))), others)
+        return tuple(x.view(*lead, -1) for x in results)
+
     def for_each(self, work: Callable[[T], object], items: Iterable[T]) -> None:
         """Call ``work`` for every item, several at a time on threads of their own."""
         for_each(work, items)

@@ -20,13 +20,15 @@ from lowrank_torch._apply import apply_update
 from lowrank_torch._sharding import SIDES
 
 # Numbers that a step makes of a block: enough that its calls cost little beside the work, few enough to be small
-# temporaries.
-_BLOCK = 3 * 2**19
+# temporaries beside a large matrix.
+_BLOCK = 3 * 2**18
+# Numbers of a matrix below which blocks are twice as large: it has few of them.
+_LARGE = 2**23
 # Numbers of a block for each thread below which side by side costs more than it gains.
 _LEAST = 2**18
 # Dtypes of state that comes out the same however a matrix is divided: half precision is rounded at random by the place
 # of a number.
-_DIVISIBLE = {"float64", "float32", "int32"}
+_DIVISIBLE = {"float64", "float32", "int32", "uint8"}
 
 
 class Matrix(NamedTuple):
@@ -46,17 +48,23 @@ def is_plain(parameter: Tensor) -> bool:
 
 def block_length(matrix: Matrix, ops: Ops) -> int:
     """Return how many rows (or columns) to step at a time; all of them where it is not to be divided."""
-    spec = matrix.config.state_spec(matrix.layout.shape)
     layout = matrix.layout
-    across, numbers = layout.across, matrix.gradient.numel()
-    if not matrix.config.divisible or any(a.dtype not in _DIVISIBLE for a in spec.values()):
+    spec = matrix.config.state_spec(layout.shape)
+    across, numbers, grain = (
+        layout.across,
+        matrix.gradient.numel(),
+        matrix.config.grain(layout.axis),
+    )
+    if grain is None or any(a.dtype not in _DIVISIBLE for a in spec.values()):
         return across
     threads = ops.workers() if numbers >= _LEAST * ops.workers() else 1
     # Coefficients, two moments and a direction are as wide as the rank.
     made = numbers + 4 * numbers * layout.rank // layout.size
+    block = _BLOCK if numbers >= _LARGE else 2 * _BLOCK
     # As many for each thread.
-    count = threads * max(1, math.ceil(made / (threads * _BLOCK)))
-    return math.ceil(across / count)
+    count = threads * max(1, math.ceil(made / (threads * block)))
+    length = grain * math.ceil(across / (count * grain))
+    return min(length, across)
 
 
 def step_divided(
@@ -72,17 +80,16 @@ def step_divided(
     layout = matrix.layout
     dim = -3 - layout.axis
     config = dataclasses.replace(matrix.config, side=SIDES[layout.axis], rank=layout.rank)
-    whole = config.state_spec(layout.shape)
     seen = survey(matrix.gradient, matrix.state, config, ops=ops)
     kept: list[Any] = []
 
     def work(block: slice) -> None:
-        def part(x: Tensor, cut: int) -> Tensor:
-            return x.narrow(cut, block.start, block.stop - block.start)
-
-        gradient, target = part(matrix.gradient, dim), part(matrix.target, dim)
-        cuts = _cuts(whole, config.state_spec(tuple(gradient.shape)))
-        parts = {name: part(getattr(matrix.state, name), cut) for name, cut in cuts.items()}
+        cut = block.start, block.stop - block.start
+        gradient, target = matrix.gradient.narrow(dim, *cut), matrix.target.narrow(dim, *cut)
+        parts = {
+            name: getattr(matrix.state, name).narrow(*own)
+            for name, own in _cuts(config, layout, block).items()
+        }
         before = matrix.state._replace(**parts)
         update, new = step(gradient, before, config, survey=seen.across(block), ops=ops)
         apply_update(target, update, rate=rate, decay=decay, dither=None, ops=ops)
@@ -96,12 +103,19 @@ def step_divided(
     return kept[0]
 
 
-def _cuts(whole: Mapping[str, Any], slab: Mapping[str, Any]) -> dict[str, int]:
-    """Return the arrays of state that slabs have parts of, and the dimension they are cut in."""
-    return {
-        name: next(
-            d for d, (a, b) in enumerate(zip(spec.shape, slab[name].shape, strict=True)) if a != b
-        )
-        for name, spec in whole.items()
-        if spec.shape != slab[name].shape
-    }
+def _cuts(config: Any, layout: Layout, block: slice) -> dict[str, tuple[int, int, int]]:
+    """Return for each array of state that a block has a part of: the dimension it is cut in, where, and how long."""
+
+    def shapes(length: int) -> dict[str, tuple[int, ...]]:
+        spec: Mapping[str, Any] = config.state_spec(layout._replace(across=length).shape)
+        return {name: array.shape for name, array in spec.items()}
+
+    # Of codes there may be fewer than numbers: before a block lie as many as a matrix that ends there has.
+    before = shapes(block.start) if block.start else {}
+    own, whole = shapes(block.stop - block.start), shapes(layout.across)
+    cuts = {}
+    for name, shape in whole.items():
+        for dim, (length, all_) in enumerate(zip(own[name], shape, strict=True)):
+            if length != all_:
+                cuts[name] = dim, before[name][dim] if before else 0, length
+    return cuts
