@@ -1,24 +1,39 @@
-"""The whole training step of the documentation's main job: forward, backward, clipping, optimizer."""
+"""The whole training step of the documentation's main job: forward, backward, clipping, optimizer.
+
+    python tests/benchmarks/part_training.py SECONDS [--quick]
+
+is a process of its own for one of OpenMP's ways of waiting, which it takes from the environment, and prints what it
+found as JSON.
+"""
 
 from __future__ import annotations
 
+import argparse
 import importlib
+import json
+import os
+import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from _race import Contender, Effort, race
 from _tables import Column, Findings, Table, Target
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 ADDED = 1.15
 RATE = 1e-6
+#: What OpenMP's threads do while they wait, and the environment that has them do so.
+WAITING: dict[str, dict[str, str]] = {"spin a while": {}, "sleep": {"OMP_WAIT_POLICY": "PASSIVE"}}
 
 
-def run(effort: Effort, *, quick: bool) -> Findings:
+def measure(effort: Effort, *, quick: bool) -> dict[str, Any]:
     """Time training steps of every optimizer of the job, each on a model of its own and the same batch."""
+    # Before the example, which would have it that threads sleep.
+    import torch
+
     sys.path.insert(0, str(EXAMPLES))
     job: Any = importlib.import_module("pretrain_lm")
     load: Any = importlib.import_module("_text").load
@@ -39,36 +54,71 @@ def run(effort: Effort, *, quick: bool) -> Findings:
         _, seconds = jobs[name].step(windows)
         spent[name].append(seconds)
 
-    labels = {name: job.OPTIMIZERS[name].label for name in names}
-    contenders = [Contender(labels[name], partial(step, name)) for name in names]
-    times = race(contenders, effort)
+    times = race([Contender(name, partial(step, name)) for name in names], effort)
     parameters = sum(parameter.numel() for parameter in jobs[names[0]].model.parameters())
+    rows = {}
+    for name in names:
+        alone = sorted(spent[name])[len(spent[name]) // 2]
+        ratio = times[name].ratio(times["adamw"])
+        cells = [times[name].seconds(), alone, ratio, float(jobs[name].state_bytes())]
+        rows[name] = [job.OPTIMIZERS[name].label, *cells]
+    title = f"{parameters / 1e6:.1f}M parameters, {settings.batch} x {settings.length} bytes"
+    return {"job": title, "rows": rows}
+
+
+def child(environment: dict[str, str], effort: Effort, *, quick: bool) -> dict[str, Any]:
+    """Return what `measure` says in a fresh process."""
+    command = [sys.executable, __file__, str(effort.seconds), *(["--quick"] if quick else [])]
+    others = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    process = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=1200, env=others | environment
+    )
+    if process.returncode:
+        raise RuntimeError(process.stderr)
+    found: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    return found
+
+
+def run(effort: Effort, *, quick: bool) -> Findings:
+    """Time the job's steps under both ways of waiting."""
+    share = effort.share(1 / len(WAITING))
+    found = {way: child(environment, share, quick=quick) for way, environment in WAITING.items()}
+    jobs = [each["job"] for each in found.values()]
     table = Table(
         "training",
-        f"One training step: {parameters / 1e6:.1f}M parameters, {settings.batch} x {settings.length} bytes",
+        f"One training step: {jobs[0]}",
         (
+            Column("threads that wait"),
             Column("optimizer"),
             Column("step, ms", "ms"),
             Column("of it the optimizer, ms", "ms"),
             Column("whole step over AdamW", "x"),
             Column("state, MB", "MB"),
         ),
-        note="As in `docs/examples/pretrain_lm.py`, with its model, batch, groups and ranks; AdamW is fused.",
+        note="As in `docs/examples/pretrain_lm.py`, with its model, batch, groups and ranks; AdamW is fused. "
+        "Threads spin unless OpenMP is told otherwise; the example tells it `OMP_WAIT_POLICY=PASSIVE`.",
     )
-    reference = times[labels["adamw"]]
-    for name in names:
-        own: Any = times[labels[name]]
-        alone = sorted(spent[name])[len(spent[name]) // 2]
-        table.add(
-            labels[name],
-            own.seconds(),
-            alone,
-            own.ratio(reference),
-            float(jobs[name].state_bytes()),
-        )
-    target = Target(
-        "DCT-AdamW's whole training step over AdamW's",
-        ADDED,
-        times[labels["dct-adamw"]].ratio(reference),
-    )
-    return Findings([table], [target])
+    targets = []
+    for way, each in found.items():
+        for row in each["rows"].values():
+            table.add(way, *row)
+        ratio = each["rows"]["dct-adamw"][3]
+        what = f"DCT-AdamW's whole training step over AdamW's, threads that wait {way}"
+        targets.append(Target(what, ADDED, ratio))
+    return Findings([table], targets)
+
+
+def main() -> None:
+    """Measure in this process."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("seconds", type=float)
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    effort = Effort(options.seconds)
+    if options.quick:
+        effort = replace(effort, least=2, most=2, floor=2)
+    print(json.dumps(measure(effort, quick=options.quick)))
+
+
+if __name__ == "__main__":
+    main()
