@@ -28,6 +28,8 @@ _VERSION = 1
 # Numbers in the arrays that are timed: enough to hide the cost of a call, few enough to be quick.
 _NUMBERS = 2**21
 _ROUNDS = 5
+# Times that a number of columns is guessed and tried: a product with twice as many takes less than twice as long.
+_GUESSES = 2
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ class Crossovers:
     small_size
         Below this size a product with the whole basis is faster.
     few_columns
-        Pairs of a size and the number of basis vectors up to which products with these alone are faster, there and
-        back; sizes in between take the entry of the nearest.
+        Pairs of a size and the number of basis vectors up to which a product with these alone is faster; measured on
+        the way back, which every step goes. Sizes in between take the entry of the nearest.
     """
 
     small_size: int
@@ -91,7 +93,7 @@ def calibrate(
     ValueError
         If ``sizes`` is empty or not ascending.
     """
-    # Operations look crossovers up, and bases use operations; this is the one function here that needs both.
+    # Operations look crossovers up, and bases use operations.
     from lowrank_core.bases import get_basis
     from lowrank_core.ops import ops_for_namespace
 
@@ -101,17 +103,15 @@ def calibrate(
     ops, basis = ops_for_namespace(xp), get_basis("dct")
     small, few = 0, []
     for size in sizes:
-        rows, count = max(1, _NUMBERS // size), max(1, size // 16)
-        x = ops.xp.ones((rows, size), dtype=ops.xp.float32, device=device)
-        # Spread over all: the time of a product does not depend on which.
-        indices = ops.xp.arange(count, dtype=ops.xp.int32, device=device) * (size // count)
-
-        def there_and_back(method: str, x: Any = x, indices: Any = indices) -> Any:
-            low_rank = basis.project(x, indices, ops, axis=-1, method=method)
-            return basis.lift(low_rank, indices, x.shape[-1], ops, axis=-1, method=method)
-
-        fast, product = (_seconds(partial(there_and_back, way)) for way in ("fft", "matmul"))
-        few.append((size, max(1, min(size, int(count * fast / product)))))
+        # As steps find them: square matrices, the small ones stacked.
+        stacked, count = max(1, _NUMBERS // size**2), max(1, size // 16)
+        rows = min(size, max(1, _NUMBERS // size))
+        x = ops.xp.ones((stacked, rows, size), dtype=ops.xp.float32, device=device)
+        for _ in range(_GUESSES):
+            lifted = partial(_lifted, basis, x, count, ops)
+            fast, product = (_seconds(partial(lifted, method=way)) for way in ("fft", "matmul"))
+            count = max(1, min(size, int(count * fast / product)))
+        few.append((size, count))
         # The last of the sizes up to which the product has always been faster.
         if small == len(few) - 1:
             transform = partial(basis.transform, x, ops, axis=-1)
@@ -162,12 +162,21 @@ def _key(xp: Namespace, device: Device) -> str:
     return f"{library_name(xp)} on {str(device or 'default').partition(':')[0]}"
 
 
+def _lifted(basis: Any, x: Any, count: int, ops: Any, *, method: str) -> Any:
+    """Return matrices of the shape of ``x`` that have coefficients on so many basis vectors."""
+    stacked, _, size = x.shape
+    # Spread over all: the time of a product does not depend on which.
+    spread = ops.xp.arange(count, dtype=ops.xp.int32, device=ops.device_of(x)) * (size // count)
+    indices = ops.xp.broadcast_to(spread, (stacked, count))
+    return basis.lift(x[..., :count], indices, size, ops, axis=-1, method=method)
+
+
 def _seconds(work: Callable[[], Any]) -> float:
     """Return the least of several times, the first left out; reading a number waits for the device."""
     best = math.inf
     for round_ in range(_ROUNDS + 1):
         start = time.perf_counter()
-        float(work()[0, 0])
+        float(work()[0, 0, 0])
         if round_:
             best = min(best, time.perf_counter() - start)
     return best

@@ -33,9 +33,10 @@ def test_calibration_is_used_and_kept(xp, tmp_path):
 
 
 def test_the_faster_of_two_times_decides(monkeypatch):
-    # In the order measured: down to few columns and back by transforms, and by products with 2 columns; the
-    # transform of all, and the product with all; then the same at the next size, and at the last the first two alone.
-    times = iter([8.0, 1.0, 5.0, 4.0, 3.0, 1.0, 4.0, 9.0, 32.0, 1.0])
+    # In the order measured: back from 2 columns by the transform and by the product, and from as many as that makes
+    # likely; the transform of all, and the product with all; then the same at the next size, and at the last no more
+    # of all.
+    times = iter([4.0, 1.0, 8.0, 4.0, 5.0, 4.0, 4.0, 1.0, 3.0, 4.0, 4.0, 9.0, 32.0, 1.0, 1.0, 1.0])
     monkeypatch.setattr(module, "_seconds", lambda work: next(times))
     found = lc.calibrate(np, sizes=(32, 64, 128))
     assert found == lc.Crossovers(33, ((32, 16), (64, 12), (128, 128)))

@@ -38,7 +38,8 @@ class TorchOps(StandardOps[Tensor]):
     """Operations on PyTorch tensors."""
 
     crossovers = Crossovers(
-        small_size=64, few_columns=((64, 10), (128, 16), (256, 36), (512, 50), (1024, 68))
+        small_size=64,
+        few_columns=((64, 36), (128, 56), (256, 64), (512, 70), (1024, 76), (2048, 62), (4096, 50)),
     )
 
     _scratch: Any = None
