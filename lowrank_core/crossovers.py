@@ -105,11 +105,10 @@ def calibrate(
     for size in sizes:
         # As steps find them: square matrices, the small ones stacked.
         stacked, count = max(1, _NUMBERS // size**2), max(1, size // 16)
-        rows = min(size, max(1, _NUMBERS // size))
-        x = ops.xp.ones((stacked, rows, size), dtype=ops.xp.float32, device=device)
+        x = ops.xp.ones((stacked, size, size), dtype=ops.xp.float32, device=device)
         for _ in range(_GUESSES):
-            lifted = partial(_lifted, basis, x, count, ops)
-            fast, product = (_seconds(partial(lifted, method=way)) for way in ("fft", "matmul"))
+            moved = partial(_moved, x, count, ops)
+            fast, product = (_seconds(partial(moved, method=way)) for way in ("fft", "matmul"))
             count = max(1, min(size, int(count * fast / product)))
         few.append((size, count))
         # The last of the sizes up to which the product has always been faster.
@@ -162,13 +161,16 @@ def _key(xp: Namespace, device: Device) -> str:
     return f"{library_name(xp)} on {str(device or 'default').partition(':')[0]}"
 
 
-def _lifted(basis: Any, x: Any, count: int, ops: Any, *, method: str) -> Any:
-    """Return matrices of the shape of ``x`` that have coefficients on so many basis vectors."""
+def _moved(x: Any, count: int, ops: Any, *, method: str) -> Any:
+    """Return matrices less an update on so many basis vectors, as a step moves parameters."""
+    from lowrank_core.update import LowRankUpdate, subtract_lifted
+
     stacked, _, size = x.shape
     # Spread over all: the time of a product does not depend on which.
     spread = ops.xp.arange(count, dtype=ops.xp.int32, device=ops.device_of(x)) * (size // count)
     indices = ops.xp.broadcast_to(spread, (stacked, count))
-    return basis.lift(x[..., :count], indices, size, ops, axis=-1, method=method)
+    factor = ops.xp.ones((*x.shape[:-1], count), dtype=x.dtype, device=ops.device_of(x))
+    return subtract_lifted(x, LowRankUpdate(factor, indices, -1, size), method, ops)
 
 
 def _seconds(work: Callable[[], Any]) -> float:

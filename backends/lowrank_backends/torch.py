@@ -39,7 +39,15 @@ class TorchOps(StandardOps[Tensor]):
 
     crossovers = Crossovers(
         small_size=64,
-        few_columns=((64, 36), (128, 56), (256, 64), (512, 70), (1024, 76), (2048, 62), (4096, 50)),
+        few_columns=(
+            (64, 28),
+            (128, 48),
+            (256, 70),
+            (512, 88),
+            (1024, 104),
+            (2048, 106),
+            (4096, 108),
+        ),
     )
 
     _scratch: Any = None

@@ -238,7 +238,9 @@ class LowRankOptimizer(Optimizer):
         jobs: list[Job] = []
         for group, config, members in zip(self.param_groups, configs, stepped, strict=True):
             ready = self._with_state(members, group, config)
-            for plan, stack in stacks_of([one for one in ready if not one[1].full], group, config):
+            for plan, stack in stacks_of(
+                [one for one in ready if not one[1].full], group, config, self._rule
+            ):
                 arguments = (stack, plan, self._rule, config, group, self._ops, self._exchange)
                 work = partial(step_stack, *arguments)
                 jobs.append(Job(held_bytes(stack, plan), work, is_small(stack)))

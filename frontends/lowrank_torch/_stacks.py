@@ -36,6 +36,8 @@ class Rule(NamedTuple):
     step: Callable[..., tuple[LowRankUpdate, Any]]
     #: Whether the rule draws random numbers, and so wants to know which matrix it is at.
     draws: bool
+    #: Whether what it does depends on how many steps there have been: then matrices in step alone are stacked.
+    counts: bool = True
     #: What the step has to know of a whole matrix to be done block by block, where the rule has such.
     survey: Any = None
     #: The step on coefficients on the current columns, where the rule has one, and what gives these.
@@ -44,13 +46,14 @@ class Rule(NamedTuple):
 
 
 def stacks_of(
-    members: Sequence[tuple[Member, Plan]], group: Mapping[str, Any], config: Any
+    members: Sequence[tuple[Member, Plan]], group: Mapping[str, Any], config: Any, rule: Rule
 ) -> list[tuple[Plan, list[Member]]]:
-    """Return the members in the stacks they are stepped in: of one plan, dtype, device and step count each."""
+    """Return the members in the stacks they are stepped in: of one plan, dtype, device and, if it counts, step each."""
     open_stacks: dict[Any, list[tuple[Any, list[Member]]]] = {}
     stacks = []
     for member, plan in members:
-        parameter, step = member.parameter, member.state.get("step", 0)
+        # Counts that are compared become one for a graph compiler, whose code then lacks one that it only returns.
+        parameter, step = member.parameter, member.state.get("step", 0) if rule.counts else 0
         kind = parameter.dtype, member.gradient_dtype, parameter.device, member.projected is None
         alike = open_stacks.setdefault((plan, *kind), [])
         # The count is no part of the key: a graph compiler would take it for a constant.
@@ -140,6 +143,7 @@ def step_stack(
         # Every rule is odd in the gradient, so going up is going down with the sign turned.
         rate, decay = -rate, -decay
     after: list[dict[str, Any]] = [{} for _ in stack]
+    counts = [member.state["step"] + 1 for member in stack]
     divisible = rule.survey is not None and _is_divisible(stack, plan, group)
     for block, shape in enumerate(plan.slabs):
         fitted = plan.fitted(config, block)
@@ -169,18 +173,20 @@ def step_stack(
             update, kept = step(slab, before, fitted, ops=own_ops)
             new = _taken_apart(kept, len(stack), fitted.state_spec(shape))
         dithers = [
-            Dither(member.stream, kept.step, block << 24) if group["stochastic_rounding"] else None
-            for member in stack
+            Dither(member.stream, count, block << 24) if group["stochastic_rounding"] else None
+            for member, count in zip(stack, counts, strict=True)
         ]
         own = [views[block] for views in targets]
         apply_slabs(own, update, plan, block, part, Move(rate, decay, dithers), own_ops, exchange)
         for entries, state in zip(after, new, strict=True):
             entries |= _entries(state, plan, block, fitted, batch_dims)
-    for member, local, whole, entries in zip(stack, locals_, wholes, after, strict=True):
+    for member, count, local, whole, entries in zip(
+        stack, counts, locals_, wholes, after, strict=True
+    ):
         if whole is not local:
             # Costs nothing where the matrices are a view: PyTorch copies no tensor onto itself.
             local.copy_(whole.view(local.shape))
-        member.state.update(entries)
+        member.state.update(entries, step=count)
 
 
 def project_blocks(

@@ -51,7 +51,7 @@ class Trion(LowRankOptimizer):
 
     algorithm = "trion"
     _config_type = TrionConfig
-    _rule = Rule(TrionState, trion_init, trion_step, draws=False, survey=trion_survey)
+    _rule = Rule(TrionState, trion_init, trion_step, draws=False, counts=False, survey=trion_survey)
     _whole_ranks = True
 
     def __init__(
