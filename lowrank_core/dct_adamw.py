@@ -20,7 +20,7 @@ from lowrank_core.dct_adamw_projection import (
     survey_matrix,
 )
 from lowrank_core.energy import mean_energy
-from lowrank_core.layout import Layout, on_axis
+from lowrank_core.layout import Layout, on_axis, with_side_of
 from lowrank_core.ops import Ops, ops_for, ops_for_namespace
 from lowrank_core.random import make_key
 from lowrank_core.residuals import (
@@ -127,6 +127,8 @@ def dct_adamw_step(
     """
     ops = ops_for(gradient) if ops is None else ops
     check_matrix("gradient", gradient, ops.xp)
+    if survey is not None:
+        config = with_side_of(config, survey.axis)
     shape = tuple(gradient.shape)
     layout = config.layout(shape)
     check_state(state, config.state_spec(shape), shape)

@@ -132,6 +132,15 @@ def with_fitting_rank(config: Config, shape: tuple[int, ...]) -> Config:
     return fitting
 
 
+def with_side_of(config: Config, axis: int) -> Config:
+    """Return ``config`` with the side that transforms ``axis``: the shape of a block of a matrix does not tell it."""
+    side = "right" if axis == -1 else "left"
+    if config.side == side:
+        return config
+    sided: Config = dataclasses.replace(config, side=side)
+    return sided
+
+
 def on_axis(per_vector: Scalar, axis: int) -> Any:
     """Return one number for each basis vector, ``(..., r)``, so that it broadcasts over matrices; a scalar as it is."""
     if isinstance(per_vector, (int, float)) or per_vector.ndim == 0:

@@ -14,7 +14,7 @@ from lowrank_core._checks import check_choice, check_matrix, check_number
 from lowrank_core._typing import Array, Device, DType, Namespace, Scalar
 from lowrank_core.bases import get_basis
 from lowrank_core.columns import SCORES, top_columns
-from lowrank_core.layout import SIDES, Layout, check_rank, cut_across, layout_of
+from lowrank_core.layout import SIDES, Layout, check_rank, cut_across, layout_of, with_side_of
 from lowrank_core.ops import METHODS, Ops, ops_for, ops_for_namespace
 from lowrank_core.orthogonalization import check_orthogonalization, orthogonalize_factor
 from lowrank_core.quantization import BITS, block_grain
@@ -205,6 +205,8 @@ def trion_step(
     """
     ops = ops_for(gradient) if ops is None else ops
     check_matrix("gradient", gradient, ops.xp)
+    if survey is not None:
+        config = with_side_of(config, survey.axis)
     shape = tuple(gradient.shape)
     layout = config.layout(shape)
     check_state(state, config.state_spec(shape), shape)
