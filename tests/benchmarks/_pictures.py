@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import matplotlib.ticker
 from _tables import Findings, Table, significant
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 INK, QUIET, PALE = "#22303c", "#8a97a3", "#d5dce2"
 OURS, OTHER, BLUE, GREEN = "#c8501e", "#9fb4c7", "#1f5f99", "#3c8a5c"
@@ -181,5 +183,8 @@ def draw(results: Mapping[str, Any], folder: Path) -> Iterator[Path]:
                 found = Findings.from_json(results["parts"][name])
                 figure = make({table.name: table for table in found.tables})
                 path = folder / f"{name}.png"
-                figure.savefig(path, metadata={"Software": None})
+                drawn = BytesIO()
+                figure.savefig(drawn, format="png")
+                # A few colours and the shades between them: a palette holds them in a third of the bytes.
+                Image.open(drawn).convert("RGB").quantize(64).save(path, optimize=True)
                 yield path
