@@ -9,6 +9,8 @@ from lowrank_core._checks import check_choice
 from lowrank_core._typing import Scalar
 
 SIDES = ("auto", "left", "right")
+#: What the options call a transformed axis.
+SIDE_OF = {-1: "right", -2: "left"}
 
 Config = TypeVar("Config", bound=Any)
 
@@ -134,10 +136,9 @@ def with_fitting_rank(config: Config, shape: tuple[int, ...]) -> Config:
 
 def with_side_of(config: Config, axis: int) -> Config:
     """Return ``config`` with the side that transforms ``axis``: the shape of a block of a matrix does not tell it."""
-    side = "right" if axis == -1 else "left"
-    if config.side == side:
+    if config.side == SIDE_OF[axis]:
         return config
-    sided: Config = dataclasses.replace(config, side=side)
+    sided: Config = dataclasses.replace(config, side=SIDE_OF[axis])
     return sided
 
 

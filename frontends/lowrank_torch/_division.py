@@ -6,18 +6,16 @@ stays with one thread from its coefficients to the parameter and the state, whic
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from lowrank_core.layout import Layout
+from lowrank_core.layout import Layout, with_side_of
 from lowrank_core.ops import Ops
 from lowrank_torch._apply import apply_update
-from lowrank_torch._sharding import SIDES
 
 # Numbers that a step makes of a block: enough that its calls cost little beside the work, few enough to be small
 # temporaries beside a large matrix.
@@ -50,11 +48,8 @@ def block_length(matrix: Matrix, ops: Ops) -> int:
     """Return how many rows (or columns) to step at a time; all of them where it is not to be divided."""
     layout = matrix.layout
     spec = matrix.config.state_spec(layout.shape)
-    across, numbers, grain = (
-        layout.across,
-        matrix.gradient.numel(),
-        matrix.config.grain(layout.axis),
-    )
+    across, numbers = layout.across, matrix.gradient.numel()
+    grain = matrix.config.grain(layout.axis)
     if grain is None or any(a.dtype not in _DIVISIBLE for a in spec.values()):
         return across
     threads = ops.workers() if numbers >= _LEAST * ops.workers() else 1
@@ -79,43 +74,37 @@ def step_divided(
     """Step blocks of ``length`` by a rule's ``survey`` and ``step``; return the new state, written in place."""
     layout = matrix.layout
     dim = -3 - layout.axis
-    config = dataclasses.replace(matrix.config, side=SIDES[layout.axis], rank=layout.rank)
+    config = with_side_of(matrix.config, layout.axis)
     seen = survey(matrix.gradient, matrix.state, config, ops=ops)
+    gradients, targets = (torch.split(x, length, dim) for x in (matrix.gradient, matrix.target))
+    cuts = {
+        name: torch.split(getattr(matrix.state, name), *cut)
+        for name, cut in _cuts(config, layout, length).items()
+    }
     kept: list[Any] = []
 
-    def work(block: slice) -> None:
-        cut = block.start, block.stop - block.start
-        gradient, target = matrix.gradient.narrow(dim, *cut), matrix.target.narrow(dim, *cut)
-        parts = {
-            name: getattr(matrix.state, name).narrow(*own)
-            for name, own in _cuts(config, layout, block).items()
-        }
+    def work(place: int) -> None:
+        parts = {name: blocks[place] for name, blocks in cuts.items()}
         before = matrix.state._replace(**parts)
-        update, new = step(gradient, before, config, survey=seen.across(block), ops=ops)
-        apply_update(target, update, rate=rate, decay=decay, dither=None, ops=ops)
+        block = seen.across(slice(place * length, min((place + 1) * length, layout.across)))
+        update, new = step(gradients[place], before, config, survey=block, ops=ops)
+        apply_update(targets[place], update, rate=rate, decay=decay, dither=None, ops=ops)
         for name, own in parts.items():
             own.copy_(getattr(new, name))
         kept.append(new._replace(**{name: getattr(matrix.state, name) for name in parts}))
 
-    starts = range(0, layout.across, length)
-    ops.for_each(work, [slice(at, min(at + length, layout.across)) for at in starts])
+    ops.for_each(work, range(len(gradients)))
     # What is not cut is the same in all.
     return kept[0]
 
 
-def _cuts(config: Any, layout: Layout, block: slice) -> dict[str, tuple[int, int, int]]:
-    """Return for each array of state that a block has a part of: the dimension it is cut in, where, and how long."""
-
-    def shapes(length: int) -> dict[str, tuple[int, ...]]:
-        spec: Mapping[str, Any] = config.state_spec(layout._replace(across=length).shape)
-        return {name: array.shape for name, array in spec.items()}
-
-    # Of codes there may be fewer than numbers: before a block lie as many as a matrix that ends there has.
-    before = shapes(block.start) if block.start else {}
-    own, whole = shapes(block.stop - block.start), shapes(layout.across)
-    cuts = {}
-    for name, shape in whole.items():
-        for dim, (length, all_) in enumerate(zip(own[name], shape, strict=True)):
-            if length != all_:
-                cuts[name] = dim, before[name][dim] if before else 0, length
-    return cuts
+def _cuts(config: Any, layout: Layout, length: int) -> dict[str, tuple[int, int]]:
+    """Return the arrays of state that blocks have parts of: how long a block's part is, and in which dimension."""
+    whole = config.state_spec(layout.shape)
+    block = config.state_spec(layout._replace(across=length).shape)
+    return {
+        name: (own, dim)
+        for name, spec in whole.items()
+        for dim, (own, all_) in enumerate(zip(block[name].shape, spec.shape, strict=True))
+        if own != all_
+    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,9 +9,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lowrank_core.layout import is_low_rank, resolve_axis, resolve_rank, with_fitting_rank
+from lowrank_core.layout import (
+    is_low_rank,
+    resolve_axis,
+    resolve_rank,
+    with_fitting_rank,
+    with_side_of,
+)
 from lowrank_torch._matrices import matrix_shapes
-from lowrank_torch._sharding import SIDES, Spread, check_config, chunk, cut_dim, local_of, spread_of
+from lowrank_torch._sharding import Spread, check_config, chunk, cut_dim, local_of, spread_of
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -131,8 +136,7 @@ def plan_for(
 def _on_side(config: Any, shape: tuple[int, ...], spread: Spread) -> Any:
     """Return the configuration with the side stated that matrices of ``shape`` are transformed on."""
     axis = resolve_axis(shape, config.side) if spread.axis is None else spread.axis
-    side = SIDES[axis]
-    return config if config.side == side else dataclasses.replace(config, side=side)
+    return with_side_of(config, axis)
 
 
 def _pieces(parameter: Any, group: Mapping[str, Any], blocks: Shapes) -> Shapes:

@@ -13,14 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch.distributed as dist
 from torch import Tensor
 
-from lowrank_core.quantization import BLOCK
+from lowrank_core.layout import SIDE_OF
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor.placement_types import Placement
-
-#: What the options call an axis.
-SIDES = {-1: "right", -2: "left"}
 
 
 def is_sharded(x: object) -> bool:
@@ -245,22 +242,18 @@ def check_config(spread: Spread, config: Any, blocks: Sequence[tuple[int, ...]])
         raise NotImplementedError(
             f"basis={config.basis!r} needs whole matrices; with sharded ones use a fixed basis, such as 'dct'"
         )
-    side = None if spread.axis is None else SIDES[spread.axis]
+    side = None if spread.axis is None else SIDE_OF[spread.axis]
     if side is not None and config.side not in ("auto", side):
         cut, other = ("rows", 1) if side == "right" else ("columns", 0)
         raise ValueError(
             f"side must be 'auto' or {side!r} where {cut} are sharded, got {config.side!r}; for that, shard the other "
             f"dimension: fully_shard(module, shard_placement_fn=lambda parameter: Shard({other}))"
         )
-    bits = getattr(config, "feedback_bits", None) or getattr(config, "momentum_bits", None)
     for shape in blocks:
         axis = spread.axis if spread.axis is not None else config.layout(shape).axis
-        if (
-            bits
-            and axis == -2
-            and (spread.slabs * BLOCK > shape[-1] or shape[-1] % (spread.slabs * BLOCK))
-        ):
+        grain = config.grain(axis) or 1
+        if grain > 1 and (spread.slabs * grain > shape[-1] or shape[-1] % (spread.slabs * grain)):
             raise ValueError(
-                f"feedback_bits and momentum_bits need columns sharded in multiples of {BLOCK}, which {shape[-1]} over "
+                f"feedback_bits and momentum_bits need columns sharded in multiples of {grain}, which {shape[-1]} over "
                 f"{spread.slabs} ranks are not; shard rows (side='right'), or set them to None"
             )

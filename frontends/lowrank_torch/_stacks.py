@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,13 +10,14 @@ import torch
 from torch import Tensor
 
 from lowrank_core import LowRankUpdate
+from lowrank_core.layout import with_side_of
 from lowrank_core.ops import Ops
 from lowrank_torch._apply import Dither
 from lowrank_torch._division import Matrix, block_length, is_plain, step_divided
 from lowrank_torch._exchange import Exchange
 from lowrank_torch._matrices import as_matrices, matrix_views
 from lowrank_torch._plan import Member, Plan
-from lowrank_torch._sharding import SIDES, local_gradient, local_of
+from lowrank_torch._sharding import local_gradient, local_of
 from lowrank_torch._slabs import Move, apply_slabs, as_state, ops_over, placed, to_slab
 
 # Numbers in one stack of gradients: on the CPU as many as make its calls cost little, and leave threads their share;
@@ -91,12 +91,12 @@ def make_state(member: Member, plan: Plan, rule: Rule, config: Any, batch_dims: 
             # Keys are numbered over all matrices of a stack, wherever they are.
             whole = plan.blocks[block]
             axis = fitted.layout(whole).axis
-            across, sided = -3 - axis, dataclasses.replace(fitted, side=SIDES[axis])
+            across, sided = -3 - axis, with_side_of(fitted, axis)
             empty = [*whole[:-2], *(0 if d == across else whole[d] for d in (-2, -1))]
             keys = rule.init(tuple(empty), sided, **options).key
             placements = _placements(plan, fitted, block, keys.shape, batch_dims)
             made = made._replace(key=local_of(placed(keys, plan.spread, placements, "key")))
-        entries |= _entries(made, plan, block, fitted, batch_dims)
+        entries |= {"step": made.step} | _entries(made, plan, block, fitted, batch_dims)
     member.state.update(entries)
 
 
@@ -238,9 +238,13 @@ def _placements(plan: Plan, fitted: Any, block: int, shape: Sequence[int], batch
 
 
 def _entries(state: Any, plan: Plan, block: int, fitted: Any, batch_dims: int) -> dict[str, Any]:
-    """Return a state of the core as entries of a parameter's state."""
-    arrays = {name: value for name, value in state._asdict().items() if value is not None}
-    entries = {"step": arrays.pop("step")}
+    """Return the arrays of a state of the core as entries of a parameter's state."""
+    arrays = {
+        name: value
+        for name, value in state._asdict().items()
+        if value is not None and name != "step"
+    }
+    entries = {}
     spec = None if plan.spread is None else fitted.state_spec(plan.blocks[block])
     for name, value in arrays.items():
         if spec is not None:

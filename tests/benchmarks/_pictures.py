@@ -98,11 +98,7 @@ def models(tables: Tables) -> Figure:
         axes = figure.add_subplot(rows, min(2, len(shown)), place + 1)
         names, values = _measured(table, 0, 3)
         lacking = {str(row[0]) for row in table.rows if "without its refresh" in str(row[-1])}
-        # Coloured by what they are called, which the mark is no part of.
-        _bars(axes, names, values)
-        axes.set_yticks(
-            range(len(names)), [f"{name} *" if name in lacking else name for name in names]
-        )
+        _bars(axes, [f"{name} *" if name in lacking else name for name in names], values)
         axes.set_title(table.title.split(":")[0])
     figure.suptitle(
         "Optimizer step over fused AdamW's, refreshes spread over their period (* without its refresh: not timed)",

@@ -106,6 +106,10 @@ class Effort:
         return replace(self, seconds=self.seconds * part)
 
 
+#: Just enough to see that all of it runs.
+QUICK = Effort(0.0, least=2, most=2, floor=2)
+
+
 def race(contenders: Sequence[Contender], effort: Effort) -> dict[str, Times]:
     """Time all contenders in turns; the first is the reference, and has every round.
 

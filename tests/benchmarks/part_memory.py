@@ -13,11 +13,11 @@ import gc
 import json
 import os
 import resource
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from _child import found_by
 from _race import Effort
 from _tables import Column, Findings, Table, Target
 
@@ -102,18 +102,9 @@ def child(
 ) -> dict[str, float | str]:
     """Return what `measure` says in a fresh process."""
     sizes = ",".join(f"{rows}x{columns}" for rows, columns in shapes)
-    command = [sys.executable, __file__, name, sizes, str(rank)]
-    process = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-        env=os.environ | environment,
+    found: dict[str, float | str] = found_by(
+        __file__, name, sizes, rank, environment=os.environ | environment
     )
-    if process.returncode:
-        raise RuntimeError(f"{name}: {process.stderr}")
-    found: dict[str, float | str] = json.loads(process.stdout.splitlines()[-1])
     return found
 
 

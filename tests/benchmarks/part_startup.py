@@ -10,10 +10,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import statistics
-import subprocess
 import sys
 import time
 
+from _child import found_by
 from _race import LEAST_ROUNDS, Effort
 from _tables import Column, Findings, Table
 
@@ -74,11 +74,7 @@ SIDE = 1024
 
 def child(program: str, side: int) -> dict[str, float]:
     """Return the seconds of each line of a program, run in a fresh process."""
-    command = [sys.executable, __file__, program, str(side)]
-    process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    if process.returncode:
-        raise RuntimeError(f"{program}: {process.stderr}")
-    seconds: dict[str, float] = json.loads(process.stdout.splitlines()[-1])
+    seconds: dict[str, float] = found_by(__file__, program, side)
     return seconds
 
 

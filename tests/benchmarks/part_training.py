@@ -12,14 +12,13 @@ import argparse
 import importlib
 import json
 import os
-import subprocess
 import sys
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from _race import Contender, Effort, race
+from _child import found_by
+from _race import QUICK, Contender, Effort, race
 from _tables import Column, Findings, Table, Target
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
@@ -68,14 +67,13 @@ def measure(effort: Effort, *, quick: bool) -> dict[str, Any]:
 
 def child(environment: dict[str, str], effort: Effort, *, quick: bool) -> dict[str, Any]:
     """Return what `measure` says in a fresh process."""
-    command = [sys.executable, __file__, str(effort.seconds), *(["--quick"] if quick else [])]
     others = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    process = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=1200, env=others | environment
+    found: dict[str, Any] = found_by(
+        __file__,
+        effort.seconds,
+        *(["--quick"] if quick else []),
+        environment=others | environment,
     )
-    if process.returncode:
-        raise RuntimeError(process.stderr)
-    found: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
     return found
 
 
@@ -83,10 +81,9 @@ def run(effort: Effort, *, quick: bool) -> Findings:
     """Time the job's steps under both ways of waiting."""
     share = effort.share(1 / len(WAITING))
     found = {way: child(environment, share, quick=quick) for way, environment in WAITING.items()}
-    jobs = [each["job"] for each in found.values()]
     table = Table(
         "training",
-        f"One training step: {jobs[0]}",
+        f"One training step: {next(iter(found.values()))['job']}",
         (
             Column("threads that wait"),
             Column("optimizer"),
@@ -114,9 +111,7 @@ def main() -> None:
     parser.add_argument("seconds", type=float)
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
-    effort = Effort(options.seconds)
-    if options.quick:
-        effort = replace(effort, least=2, most=2, floor=2)
+    effort = QUICK if options.quick else Effort(options.seconds)
     print(json.dumps(measure(effort, quick=options.quick)))
 
 

@@ -29,7 +29,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from _pictures import draw
 from _publish import PUBLISHED, publish
-from _race import Effort
+from _race import QUICK, Effort
 from _tables import Findings, print_findings
 from rich.console import Console
 
@@ -141,8 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = 0
     for name in options.parts:
         console.rule(f"{name}: {PARTS[name][0]}")
-        seconds = 0.0 if options.quick else options.seconds * PARTS[name][1]
-        effort = Effort(seconds, least=2, most=2, floor=2) if options.quick else Effort(seconds)
+        effort = QUICK if options.quick else Effort(options.seconds * PARTS[name][1])
         begin = time.perf_counter()
         try:
             findings: Findings = importlib.import_module(f"part_{name}").run(
