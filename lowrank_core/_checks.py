@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from numbers import Real
+from numbers import Integral, Real
 
 from lowrank_core._typing import Array, Namespace
 
@@ -52,12 +52,13 @@ def check_number(
         raise ValueError(f"{name} must be {rule}, got {value!r}")
 
 
-def check_integer(name: str, value: object, *, low: int) -> None:
-    """Raise unless ``value`` is an integer of at least ``low``."""
-    if isinstance(value, bool) or not isinstance(value, int):
+def check_integer(name: str, value: object, *, low: int) -> int:
+    """Return ``value`` as Python's ``int``; raise unless it is an integer, NumPy's included, of at least ``low``."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < low:
+    if int(value) < low:
         raise ValueError(f"{name} must be at least {low}, got {value}")
+    return int(value)
 
 
 def check_betas(betas: object) -> None:
@@ -81,7 +82,27 @@ def check_matrix(name: str, x: Array, xp: Namespace) -> None:
         raise ValueError(f"{name} must have at least two dimensions, got shape {tuple(x.shape)}")
 
 
-def check_axis(axis: int) -> None:
-    """Raise ``ValueError`` unless ``axis`` is -1 (columns) or -2 (rows)."""
-    if axis not in (-1, -2):
-        raise ValueError(f"axis must be -1 or -2, got {axis!r}")
+def check_axis(axis: object, ndim: int) -> int:
+    """Return ``axis`` of an array of ``ndim`` dimensions counted from the last, -1, -2, ...
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no integer, or there is no such axis.
+    """
+    if isinstance(axis, bool) or not isinstance(axis, Integral):
+        raise TypeError(f"axis must be an integer, got {axis!r}")
+    place = int(axis)
+    if not -ndim <= place < ndim:
+        raise ValueError(
+            f"axis must be from {-ndim} to {ndim - 1} for {ndim} dimensions, got {place}"
+        )
+    return place - ndim if place >= 0 else place
+
+
+def check_matrix_axis(axis: object, ndim: int) -> int:
+    """Return ``axis`` as -1 or -2; raise unless it is one of the last two of ``ndim`` dimensions."""
+    found = check_axis(axis, ndim)
+    if found not in (-1, -2):
+        raise ValueError(f"axis must be one of the last two of {ndim} dimensions, got {axis}")
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from numbers import Integral, Real
 from typing import Any, NamedTuple, TypeVar
 
 from lowrank_core._checks import check_choice
@@ -26,8 +27,8 @@ class Layout(NamedTuple):
         Length of the transformed dimension, which is the size of the basis.
     rank
         Number of basis vectors kept, ``1 <= rank <= size``.
-    across
-        Length of the other dimension.
+    rows
+        Length of the other dimension: how many rows (axis -1) or columns (axis -2) are transformed, each by itself.
     batch
         Leading dimensions: one matrix per entry.
     """
@@ -35,7 +36,7 @@ class Layout(NamedTuple):
     axis: int
     size: int
     rank: int
-    across: int
+    rows: int
     batch: tuple[int, ...]
 
     @property
@@ -59,15 +60,15 @@ class Layout(NamedTuple):
         return (*self.batch, self.size)
 
     def _ordered(self, along: int) -> tuple[int, int]:
-        return (self.across, along) if self.axis == -1 else (along, self.across)
+        return (self.rows, along) if self.axis == -1 else (along, self.rows)
 
 
-def check_rank(rank: int | float) -> None:
+def check_rank(rank: object) -> None:
     """Raise unless ``rank`` is a positive integer or a fraction in (0, 1)."""
     rule = "rank must be a positive integer or a fraction in (0, 1)"
-    if isinstance(rank, bool) or not isinstance(rank, (int, float)):
+    if isinstance(rank, bool) or not isinstance(rank, Real):
         raise TypeError(f"{rule}, got {rank!r}")
-    if not (rank >= 1 if isinstance(rank, int) else 0.0 < rank < 1.0):
+    if not (int(rank) >= 1 if isinstance(rank, Integral) else 0.0 < float(rank) < 1.0):
         raise ValueError(f"{rule}, got {rank!r}")
 
 
@@ -78,7 +79,8 @@ def resolve_rank(rank: int | float, size: int) -> int:
     even above ``size``: whether that is an error depends on the caller.
     """
     check_rank(rank)
-    return rank if isinstance(rank, int) else max(1, round(rank * size))
+    given: object = rank
+    return int(given) if isinstance(given, Integral) else max(1, round(float(rank) * size))
 
 
 def resolve_axis(shape: tuple[int, ...], side: str) -> int:
@@ -107,7 +109,7 @@ def layout_of(shape: tuple[int, ...], *, rank: int | float, side: str = "auto") 
     if len(shape) < 2:
         raise ValueError(f"shape must have at least two dimensions, got {shape}")
     axis = resolve_axis(shape, side)
-    size, across = shape[axis], shape[-3 - axis]
+    size, rows = shape[axis], shape[-3 - axis]
     if size < 1:
         raise ValueError(f"shape must have a transformed dimension of at least 1, got {shape}")
     count = resolve_rank(rank, size)
@@ -116,7 +118,7 @@ def layout_of(shape: tuple[int, ...], *, rank: int | float, side: str = "auto") 
             f"rank must not exceed the transformed dimension, which is {size} for shape {shape} "
             f"with side={side!r}, got {rank!r}"
         )
-    return Layout(axis, size, count, across, shape[:-2])
+    return Layout(axis, size, count, rows, shape[:-2])
 
 
 def is_low_rank(shape: tuple[int, ...], *, rank: int | float, side: str) -> bool:
@@ -135,7 +137,7 @@ def with_fitting_rank(config: Config, shape: tuple[int, ...]) -> Config:
 
 
 def with_side_of(config: Config, axis: int) -> Config:
-    """Return ``config`` with the side that transforms ``axis``: the shape of a block of a matrix does not tell it."""
+    """Return ``config`` with the side that transforms ``axis``: the shape of a part of a matrix does not tell it."""
     if config.side == SIDE_OF[axis]:
         return config
     sided: Config = dataclasses.replace(config, side=SIDE_OF[axis])
@@ -149,8 +151,6 @@ def on_axis(per_vector: Scalar, axis: int) -> Any:
     return per_vector[..., None, :] if axis == -1 else per_vector[..., :, None]
 
 
-def cut_across(x: Any, block: slice, axis: int) -> Any:
-    """Return a block of the dimension of matrices that is not ``axis``; all of it as it is."""
-    if block == slice(None):
-        return x
-    return x[(..., block, slice(None)) if axis == -1 else (..., block)]
+def cut_rows(x: Any, rows: slice, axis: int) -> Any:
+    """Return a slice of the dimension of matrices that is not ``axis``."""
+    return x[(..., rows, slice(None)) if axis == -1 else (..., rows)]

@@ -8,8 +8,8 @@ import oracles_family
 from helpers import assert_close, from_numpy, library_of, normal, to_numpy
 
 import lowrank_core as lc
-from lowrank_core.dct_adamw_config import SEED_COUNT
-from lowrank_core.residuals import DEFAULT_SCALE, GROWTH_LIMIT
+from lowrank_core.rules.dct_adamw_config import SEED_COUNT
+from lowrank_core.rules.residuals import DEFAULT_SCALE, GROWTH_LIMIT
 
 
 @cache

@@ -13,7 +13,7 @@ import numpy as np
 from helpers import assert_close, dtype_name, library_of, normal, to_numpy
 
 from lowrank_core import StandardOps
-from lowrank_core.constants import Constants
+from lowrank_core.ops.constants import Constants
 
 INDICES = np.array([0, 2, 5])
 STACKED = np.array([[0, 2, 5], [1, 2, 3]])

@@ -19,7 +19,7 @@ from helpers import (
 
 import lowrank_core as lc
 from lowrank_core import bases
-from lowrank_core.constants import Constants
+from lowrank_core.ops.constants import Constants
 
 NAMES = ("dct", "dct3", "hartley", "hadamard", "haar", "legendre", "random", "random:7", "identity")
 STORED = ("svd", "power")

@@ -13,7 +13,7 @@ from helpers import assert_close, assert_identical, from_numpy, library_of, norm
 from ops_cases import CASES, compare, overridden
 
 import lowrank_core as lc
-from lowrank_core.constants import Constants
+from lowrank_core.ops.constants import Constants
 
 
 def adapter_of(xp):

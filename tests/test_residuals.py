@@ -6,7 +6,7 @@ from family_cases import assert_follows_oracle, gradients, steps
 from helpers import assert_close, from_numpy, normal, to_numpy
 
 import lowrank_core as lc
-from lowrank_core.residuals import DEFAULT_SCALE, GROWTH_LIMIT
+from lowrank_core.rules.residuals import DEFAULT_SCALE, GROWTH_LIMIT
 
 POLICIES = [
     {"residual": "discard"},

@@ -6,7 +6,7 @@ from family_cases import compiled
 from helpers import assert_identical, dtype_name, from_numpy, library_of, normal, to_numpy
 
 import lowrank_core as lc
-from lowrank_core.rounding import round_stochastically
+from lowrank_core.numerics.rounding import round_stochastically
 
 NARROW = [("torch", "bfloat16"), ("torch", "float16"), ("jax", "bfloat16"), ("jax", "float16")]
 on_every_narrow_dtype = pytest.mark.parametrize(

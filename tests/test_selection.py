@@ -9,7 +9,7 @@ from family_cases import assert_follows_oracle, gradients, oracle_of, steps
 from helpers import assert_close, assert_identical, from_numpy, normal, to_numpy
 
 import lowrank_core as lc
-from lowrank_core.dct_adamw_config import SEED_COUNT
+from lowrank_core.rules.dct_adamw_config import SEED_COUNT
 
 CORRECTIONS = ("step", "column", "gentle")
 

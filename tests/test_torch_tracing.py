@@ -9,7 +9,7 @@ from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch_helpers import VARIANTS, assert_same_bits, copies, parameters, set_gradients, train
 
-from lowrank_core.residuals import RESIDUALS
+from lowrank_core.rules.residuals import RESIDUALS
 
 pytestmark = pytest.mark.usefixtures("torch")
 

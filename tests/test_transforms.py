@@ -17,7 +17,7 @@ from helpers import (
 )
 
 import lowrank_core as lc
-from lowrank_core.makhoul import cosine_columns
+from lowrank_core.ops.makhoul import cosine_columns
 
 SIZES = (*range(1, 71), 97, 128, 255, 257, 1000, 4096)
 METHODS = ("auto", "matmul", "fft")

@@ -16,7 +16,7 @@ from helpers import from_numpy, normal
 from torch import Tensor, nn
 
 import lowrank_core as lc
-from lowrank_core.subspaces import STORED_BASES
+from lowrank_core.bases.registry import STORED_BASES
 
 #: Every optimizer that the frontend offers, so that a new one is held to the same contract.
 OPTIMIZERS = [

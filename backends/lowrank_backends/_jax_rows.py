@@ -18,7 +18,7 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding
 
 from lowrank_backends import _jax_blocks
-from lowrank_core.makhoul import dct_by_fft, fft_phases, idct_by_fft
+from lowrank_core.ops.makhoul import dct_by_fft, fft_phases, idct_by_fft
 
 
 def _by_rows(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,8 +19,7 @@ from torch import Tensor
 
 from lowrank_backends._torch_memory import Scratch, empty
 from lowrank_backends._torch_threads import for_each
-from lowrank_core.makhoul import fft_phases
-from lowrank_core.ops import Analysis
+from lowrank_core.ops.makhoul import fft_phases
 
 # Numbers in one block: its copies fit a core's cache, and a dozen calls for each cost little beside the work.
 _BLOCK = 2**18
@@ -106,16 +106,8 @@ def _transposed(matrices: Tensor) -> Tensor:
     return out
 
 
-def _spectrum(
-    part: Tensor,
-    axis: int,
-    frame: _Frame,
-    plus: Tensor | None = None,
-    out: Tensor | None = None,
-) -> Tensor:
-    """Return ``Z`` ``(g, lines, half)`` of a block of samples, or of its sum with another."""
-    if plus is not None:
-        part = part + plus
+def _spectrum(part: Tensor, axis: int, frame: _Frame, out: Tensor | None = None) -> Tensor:
+    """Return ``Z`` ``(g, lines, half)`` of a block of samples."""
     if axis == -1:
         reordered = part.new_empty(part.shape)
         source, target = part.numpy(), reordered.numpy()
@@ -140,6 +132,16 @@ def _samples(spectrum: Tensor, axis: int, frame: _Frame, out: Tensor) -> None:
         out.copy_(_transposed(reordered).index_select(-2, frame.order_back))
 
 
+def _coefficients(numbers: Tensor, axis: int, frame: _Frame, out: Tensor) -> None:
+    """Write the coefficients, in order, that the real numbers ``(g, lines, half, 2)`` of ``Z`` hold into ``out``."""
+    rows = out if axis == -1 else out.new_empty(out.mT.shape)
+    source, target = numbers.numpy(), rows.numpy()
+    np.copyto(target[..., : frame.half], source[..., 0])
+    _negate(source[..., frame.size - frame.half : 0 : -1, 1], target[..., frame.half :])
+    if axis == -2:
+        out.copy_(_transposed(rows))
+
+
 def _negate(source: Any, target: Any) -> None:
     # `numpy.negative` of two float32 numbers that do not lie side by side reads a wrong one (NumPy 2.4, AVX-512).
     np.multiply(source, -1, out=target)
@@ -152,15 +154,8 @@ def dct(x: Tensor, *, axis: int) -> Tensor:
     out = empty(stack.shape, x.dtype)
 
     def work(block: _Block) -> None:
-        numbers = torch.view_as_real(_spectrum(_part(stack, block, axis), axis, frame)).numpy()
-        target = _part(out, block, axis)
-        rows = target if axis == -1 else target.new_empty(target.mT.shape)
-        coefficients = rows.numpy()
-        np.copyto(coefficients[..., : frame.half], numbers[..., 0])
-        tail = coefficients[..., frame.half :]
-        _negate(numbers[..., frame.size - frame.half : 0 : -1, 1], tail)
-        if axis == -2:
-            target.copy_(_transposed(rows))
+        spectrum = _spectrum(_part(stack, block, axis), axis, frame)
+        _coefficients(torch.view_as_real(spectrum), axis, frame, _part(out, block, axis))
 
     for_each(work, _blocks(stack.shape[0], stack.shape[-3 - axis], frame.size))
     return out.reshape(x.shape)
@@ -188,12 +183,53 @@ def idct(coefficients: Tensor, *, axis: int) -> Tensor:
     return out.reshape(coefficients.shape)
 
 
-def dct_analysis(
-    x: Tensor, *, axis: int, norms: Sequence[str], plus: Tensor | None, scratch: Scratch | None
-) -> Analysis[Tensor]:
-    """Return sums over columns (axis -1) or rows of the DCT of ``x``, or ``x + plus``, and what takes few of these."""
+@dataclass(frozen=True)
+class HalfSpectra:
+    """The coefficients of matrices as the half spectra ``Z`` of their rows, with the sums over columns."""
+
+    #: The real numbers of ``Z``, ``(count, lines, 2 * half)``.
+    numbers: Tensor
+    sums: dict[str, Tensor]
+    axis: int
+    frame: _Frame
+    #: Shape of the matrices, their leading dimensions included.
+    shape: tuple[int, ...]
+
+    def take(self, indices: Tensor) -> Tensor:
+        """Return a new array of the columns ``indices`` ``(..., r)``."""
+        frame, numbers = self.frame, self.numbers
+        count = numbers.shape[0]
+        index, signs = frame.places[indices.long()], frame.signs[indices.long()]
+        if indices.ndim == 1:
+            # In two dimensions PyTorch has a loop of its own for this.
+            flat = numbers.reshape(-1, 2 * frame.half)
+            taken = flat.index_select(1, index).mul_(signs).view(count, numbers.shape[1], -1)
+        else:
+            index, signs = (each.view(count, 1, -1) for each in (index, signs))
+            taken = numbers.gather(-1, index.expand(-1, numbers.shape[1], -1)).mul_(signs)
+        taken = taken if self.axis == -1 else _transposed(taken)
+        return taken.view(*self.shape[:-2], *taken.shape[-2:])
+
+    @property
+    def values(self) -> Tensor:
+        """All coefficients in order."""
+        count, lines, width = self.numbers.shape
+        out = empty((count, *self.shape[-2:]), self.numbers.dtype)
+        pairs = self.numbers.view(count, lines, width // 2, 2)
+
+        def work(block: _Block) -> None:
+            part = pairs[block.matrices, block.lines]
+            _coefficients(part, self.axis, self.frame, _part(out, block, self.axis))
+
+        for_each(work, _blocks(count, lines, self.frame.size))
+        return out.view(self.shape)
+
+
+def dct_scored(
+    x: Tensor, *, axis: int, norms: Sequence[str], scratch: Scratch | None
+) -> HalfSpectra:
+    """Return the DCT of ``x`` with sums over its columns (axis -1) or rows, in memory of ``scratch`` where given."""
     stack = _stack(x)
-    added = None if plus is None else _stack(plus)
     frame = _frame(stack.shape[axis], x.dtype)
     count, lines = stack.shape[0], stack.shape[-3 - axis]
     made = empty if scratch is None else scratch.empty
@@ -204,9 +240,7 @@ def dct_analysis(
 
     def work(item: tuple[int, _Block]) -> None:
         place, block = item
-        more = None if added is None else _part(added, block, axis)
-        out = _part(spectra, block, -1)
-        _spectrum(_part(stack, block, axis), axis, frame, more, out)
+        _spectrum(_part(stack, block, axis), axis, frame, _part(spectra, block, -1))
         own = _part(numbers, block, -1).numpy()
         found[place] = [np.stack([_SUMS[norm](one) for one in own]) for norm in norms]
 
@@ -218,21 +252,7 @@ def dct_analysis(
             total[block.matrices] += own[place]
         chosen = torch.from_numpy(total).index_select(-1, frame.places)
         sums[norm] = chosen.view(*x.shape[:-2], frame.size)
-
-    def take(indices: Tensor, block: slice) -> Tensor:
-        index, signs = frame.places[indices.long()], frame.signs[indices.long()]
-        kept = numbers[:, block]
-        if indices.ndim == 1:
-            # In two dimensions PyTorch has a loop of its own for this.
-            flat = kept.reshape(-1, 2 * frame.half)
-            taken = flat.index_select(1, index).mul_(signs).view(count, kept.shape[1], -1)
-        else:
-            index, signs = (each.view(count, 1, -1) for each in (index, signs))
-            taken = kept.gather(-1, index.expand(-1, kept.shape[1], -1)).mul_(signs)
-        taken = taken if axis == -1 else _transposed(taken)
-        return taken.view(*x.shape[:-2], *taken.shape[-2:])
-
-    return Analysis(sums, take)
+    return HalfSpectra(numbers, sums, axis, frame, tuple(x.shape))
 
 
 def _squares(rows: Any) -> Any:

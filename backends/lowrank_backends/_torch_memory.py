@@ -1,4 +1,4 @@
-"""Large arrays on the CPU: memory that costs little to touch, and a piece of it that is kept from step to step."""
+"""Large arrays on the CPU: memory that costs little to touch, and that is kept from step to step."""
 
 from __future__ import annotations
 
@@ -27,22 +27,23 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 class Scratch:
-    """Memory for one large array at a time, kept when that is gone.
+    """Memory of large arrays, kept when they are gone, for those of the next step.
 
-    The first touch of new memory costs as much as a transform. What is kept is as large as the last that was used.
+    The first touch of new memory costs as much as a transform. Kept is as much as was in use at once, for as many
+    arrays: one that is too small for what is asked for is given back to the system.
     """
 
     def __init__(self) -> None:
-        self._kept: deque[Any] = deque(maxlen=1)
+        self._kept: deque[Any] = deque()
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Return what `empty` does; a large one in memory that was kept, if nobody uses it."""
+        """Return what `empty` does; a large one in memory that was kept, if there is any."""
         wanted = np.dtype(_NUMPY[dtype])
         size = int(np.prod(shape)) * wanted.itemsize
         if size < _LARGE:
             return empty(shape, dtype)
         try:
-            memory = self._kept.pop()
+            memory = self._kept.popleft()
         except IndexError:
             memory = None
         if memory is None or memory.nbytes < size:

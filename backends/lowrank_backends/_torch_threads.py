@@ -39,7 +39,7 @@ class _Pool:
         if self._executor is None or self._threads != threads:
             if self._executor is not None:
                 self._executor.shutdown(wait=False)
-            self._executor = ThreadPoolExecutor(threads, "lowrank", initializer=_alone)
+            self._executor = ThreadPoolExecutor(threads, "lowrank", initializer=_single_threaded)
             self._threads = threads
             # Each has begun once all have met here.
             met = Barrier(threads)
@@ -54,13 +54,13 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.forget)
 
 
-def workers() -> int:
+def num_threads() -> int:
     """Return how many items `for_each` works on at a time."""
     # Modes belong to the thread that entered them; a graph compiler follows one thread alone.
-    alone = torch.compiler.is_compiling() or (
+    single = torch.compiler.is_compiling() or (
         torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack()
     )
-    return 1 if alone else torch.get_num_threads()
+    return 1 if single else torch.get_num_threads()
 
 
 def for_each(work: Callable[[T], object], items: Iterable[T]) -> None:
@@ -70,7 +70,7 @@ def for_each(work: Callable[[T], object], items: Iterable[T]) -> None:
     ends the work: none is begun after it, and it is raised when those that had begun are done.
     """
     listed = list(items)
-    threads = workers()
+    threads = num_threads()
     if min(threads, len(listed)) < 2:
         for item in listed:
             work(item)
@@ -115,7 +115,7 @@ def _empty(waiting: SimpleQueue[T]) -> None:
             return
 
 
-def _alone() -> None:
+def _single_threaded() -> None:
     """Let operations called by this thread use no other."""
     torch.get_num_threads()  # or the number for new threads would be taken over later
     torch.set_num_threads(1)

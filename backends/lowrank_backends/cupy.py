@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from cupyx.scipy import fft as cupyx_fft
 
 from lowrank_backends._numpy_like import NumpyLikeOps
@@ -11,3 +13,7 @@ class CupyOps(NumpyLikeOps):
     """Operations on CuPy arrays."""
 
     scipy_fft = cupyx_fft
+
+    def is_readable(self, x: Any) -> bool:
+        """Return ``False``: reading would wait for the GPU."""
+        return False

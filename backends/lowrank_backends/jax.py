@@ -12,6 +12,7 @@ from jax import Array, experimental
 from lowrank_backends._jax_rows import dct_rows, idct_columns_rows, idct_rows, take_rows
 from lowrank_core import LowRankUpdate, StandardOps
 from lowrank_core.layout import on_axis
+from lowrank_core.ops.axes import along_last, inverse_index
 
 T = TypeVar("T")
 
@@ -25,11 +26,8 @@ else:
 # An update leaves `jax.jit` like any other result: its arrays are traced, its geometry is static.
 jax.tree_util.register_dataclass(
     LowRankUpdate,
-    data_fields=[
-        *("factor", "indices", "vectors", "complement", "residual"),
-        *("gradient", "projected", "sign_scale"),
-    ],
-    meta_fields=["axis", "size", "basis"],
+    data_fields=["factor", "indices", "vectors", "rest"],
+    meta_fields=["axis", "size", "basis", "method"],
 )
 
 
@@ -39,6 +37,14 @@ class JaxOps(StandardOps[Array]):
     def device_of(self, x: Array) -> None:
         """Return ``None``: an array made without a device follows the arrays it meets."""
         return
+
+    def copy(self, x: Array) -> Array:
+        """Return ``x``: nobody can write to it."""
+        return x
+
+    def is_readable(self, x: Array) -> bool:
+        """Return whether ``x`` is an array of numbers and not a traced one."""
+        return not isinstance(x, jax.core.Tracer) and x.is_fully_addressable
 
     def cond(self, predicate: bool | Array, then: Callable[[], T], otherwise: Callable[[], T]) -> T:
         """Return ``then()`` or ``otherwise()``: a host branch, or ``lax.cond`` inside a trace.
@@ -56,18 +62,18 @@ class JaxOps(StandardOps[Array]):
 
     def dct(self, x: Array, *, axis: int) -> Array:
         """Return the orthonormal DCT-II by FFT, of sharded rows where they are."""
-        return self.along_last(dct_rows, x, axis=axis)
+        return along_last(dct_rows, x, axis, self.xp)
 
     def idct(self, coefficients: Array, *, axis: int) -> Array:
         """Return the inverse of :meth:`dct`."""
-        return self.along_last(idct_rows, coefficients, axis=axis)
+        return along_last(idct_rows, coefficients, axis, self.xp)
 
     def idct_columns(self, values: Array, indices: Array, size: int, *, axis: int) -> Array:
         """Return the inverse of :meth:`dct` of few coefficients, which are never put among zeros in memory."""
         if indices.ndim > 1:
             return super().idct_columns(values, indices, size, axis=axis)
-        position, _ = self.find(indices, size)
-        return self.along_last(lambda rows: idct_columns_rows(rows, position), values, axis=axis)
+        position, _ = inverse_index(indices, size, self.xp, None)
+        return along_last(lambda rows: idct_columns_rows(rows, position), values, axis, self.xp)
 
     def take(self, x: Array, indices: Array, *, axis: int) -> Array:
         """Return rows or columns of matrices, each whole: an index for every number would be as large as they are."""

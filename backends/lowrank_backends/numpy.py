@@ -7,6 +7,8 @@ try:
 except ImportError:  # optional: without SciPy, Makhoul's algorithm runs on numpy.fft
     scipy_fft = None
 
+import numpy as np
+
 from lowrank_backends._numpy_like import NumpyLikeOps
 
 
@@ -14,3 +16,5 @@ class NumpyOps(NumpyLikeOps):
     """Operations on NumPy arrays."""
 
     scipy_fft = scipy_fft
+    # A product of two matrices of the one is no elementwise product, and masks are lost on the way.
+    refused_types = (np.matrix, np.ma.MaskedArray)

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from lowrank_backends._torch_threads import for_each, workers
+from lowrank_backends._torch_threads import for_each, num_threads
 from lowrank_core import StandardOps
 from lowrank_core._typing import Scalar
-from lowrank_core.constants import Constants
-from lowrank_core.crossovers import Crossovers
-from lowrank_core.layout import cut_across, on_axis
-from lowrank_core.makhoul import dct_by_fft, fft_phases, idct_by_fft
-from lowrank_core.ops import Analysis
+from lowrank_core.layout import cut_rows, on_axis
+from lowrank_core.ops.axes import along_last, expand_index
+from lowrank_core.ops.constants import Constants
+from lowrank_core.ops.crossovers import Crossovers
+from lowrank_core.ops.makhoul import dct_by_fft, fft_phases, idct_by_fft
+from lowrank_core.ops.standard import Coefficients
 
 try:
     from lowrank_backends import _torch_cosine, _torch_memory
@@ -52,16 +53,24 @@ class TorchOps(StandardOps[Tensor]):
 
     _scratch: Any = None
 
-    def holding(self, constants: Constants, *, reuse: bool = False) -> Self:
-        """Return the same operations with another holder of constants, and memory for one analysis if asked."""
-        own = super().holding(constants)
-        if reuse and _BY_BLOCKS:
+    def with_constants(self, constants: Constants, *, reuse_memory: bool = False) -> Self:
+        """Return the same operations with another holder of constants, and memory for coefficients if asked."""
+        own = super().with_constants(constants)
+        if reuse_memory and _BY_BLOCKS:
             own._scratch = _torch_memory.Scratch()
         return own
 
     def astype(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Return ``x`` as ``dtype``, without a copy where none is needed."""
         return x.to(dtype)
+
+    def copy(self, x: Tensor) -> Tensor:
+        """Return a tensor with the numbers of ``x`` in memory of its own."""
+        return x.clone()
+
+    def is_readable(self, x: Tensor) -> bool:
+        """Return whether ``x`` has numbers in the CPU's memory and nobody records what is done with them."""
+        return _is_plain(x)
 
     # The next two do not ask what library an array is of: a graph compiler warns of that question.
 
@@ -93,17 +102,13 @@ class TorchOps(StandardOps[Tensor]):
         if x.numel() == 0:  # PyTorch's FFT refuses an empty batch, which an empty shard is
             return torch.empty_like(x)
         phases = fft_phases(x.shape[axis], self.xp, x.dtype, x.device)
-        return self.along_last(lambda rows: transform(rows, self.xp, phases), x, axis=axis)
+        return along_last(lambda rows: transform(rows, self.xp, phases), x, axis, self.xp)
 
-    def dct_analysis(
-        self, x: Tensor, *, axis: int, norms: Sequence[str], plus: Tensor | None = None
-    ) -> Analysis[Tensor]:
-        """Return what a choice of columns asks of the DCT; on the CPU its sums are taken while blocks are in cache."""
-        if _is_plain(x) and (plus is None or (_is_plain(plus) and x.dtype == plus.dtype)):
-            return _torch_cosine.dct_analysis(
-                x, axis=axis, norms=norms, plus=plus, scratch=self._scratch
-            )
-        return super().dct_analysis(x, axis=axis, norms=norms, plus=plus)
+    def dct_scored(self, x: Tensor, *, axis: int, norms: Sequence[str]) -> Coefficients[Tensor]:
+        """Return the DCT with the sums over its columns, which on the CPU are taken while blocks are in cache."""
+        if _is_plain(x):
+            return _torch_cosine.dct_scored(x, axis=axis, norms=norms, scratch=self._scratch)
+        return super().dct_scored(x, axis=axis, norms=norms)
 
     def idct_columns(self, values: Tensor, indices: Tensor, size: int, *, axis: int) -> Tensor:
         """Return the inverse DCT of few columns; on the CPU they are put where it begins."""
@@ -111,47 +116,40 @@ class TorchOps(StandardOps[Tensor]):
             return _torch_cosine.idct_columns(values, indices, size, axis=axis)
         return super().idct_columns(values, indices, size, axis=axis)
 
-    def column_sums(self, x: Tensor, *, axis: int, squares: bool) -> Tensor:
+    def column_sums(self, x: Tensor, *, axis: int, norm: str) -> Tensor:
         """Return the sums over columns or rows, block by block while a block is in cache: no temporary of its size."""
         if x.device.type != "cpu" or torch.compiler.is_compiling() or x.numel() == 0:
-            return super().column_sums(x, axis=axis, squares=squares)
+            return super().column_sums(x, axis=axis, norm=norm)
         across = -3 - axis
-        total = None
+        total = x.new_zeros((*x.shape[:-2], x.shape[axis]))
         for block in _blocks(x, across):
-            part = cut_across(x, block, axis)
-            sums = (part * part if squares else part.abs()).sum(across)
-            total = sums if total is None else total.add_(sums)
-        assert total is not None  # noqa: S101 - there is a block in what is not empty
+            part = cut_rows(x, block, axis)
+            total += (part * part if norm == "l2" else part.abs()).sum(across)
         return total
 
-    def add(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return ``x + y``, block by block into memory that costs little to touch."""
-        if x.numel() <= _BLOCK or not (_is_plain(x) and _is_plain(y) and x.dtype == y.dtype):
-            return x + y
-        out = _torch_memory.empty(x.shape, x.dtype)
-
-        def work(block: slice) -> None:
-            torch.add(x[..., block, :], y[..., block, :], out=out[..., block, :])
-
-        for_each(work, _blocks(x, -2))
-        return out
-
-    def subtract(self, x: Tensor, part: Callable[[slice], Tensor], *, axis: int) -> Tensor:
-        """Return ``x`` less what ``part`` gives, in the memory of ``x``, block by block."""
-        if x.device.type != "cpu" or torch.compiler.is_compiling() or x.numel() == 0:
-            return x.sub_(part(slice(None)))
-        across = -3 - axis
-        for_each(lambda block: cut_across(x, block, axis).sub_(part(block)), _blocks(x, across))
-        return x
-
-    def divide_by_root(
-        self, x: Tensor, square: Tensor, weights: tuple[Any, Any], eps: Any
-    ) -> Tensor:
-        """Return ``x / (sqrt(square) + eps)``, each divided by its weight, in one array."""
-        divisor = square.div(weights[1]).sqrt_().add_(eps)
-        if divisor.requires_grad or x.requires_grad:
-            return x / divisor / weights[0]
-        return torch.div(x, divisor, out=divisor).div_(weights[0])
+    def adam_update(
+        self,
+        gradient: Tensor,
+        moments: tuple[Tensor, Tensor],
+        betas: tuple[Scalar, Scalar],
+        weights: tuple[Any, Any],
+        eps: Any,
+        *,
+        overwrite: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return Adam's direction and the new moments, in three arrays at most."""
+        (first, second), (beta1, beta2) = moments, betas
+        if isinstance(beta1, Tensor) or isinstance(beta2, Tensor):
+            return super().adam_update(gradient, moments, betas, weights, eps)
+        kept1, kept2 = float(beta1), float(beta2)
+        first = first.mul_(kept1) if overwrite else first.mul(kept1)
+        first.add_(gradient, alpha=1 - kept1)
+        second = second.mul_(kept2) if overwrite else second.mul(kept2)
+        second.addcmul_(gradient, gradient, value=1 - kept2)
+        divisor = second.div(weights[1]).sqrt_().add_(eps)
+        if divisor.requires_grad or first.requires_grad:
+            return first / divisor / weights[0], first, second
+        return torch.div(first, divisor, out=divisor).div_(weights[0]), first, second
 
     def add_signs(self, x: Tensor, gradient: Tensor, kept: Tensor, scale: Scalar) -> Tensor:
         """Return ``x + scale * sign(gradient - kept)`` in the memory of ``x``."""
@@ -160,47 +158,13 @@ class TorchOps(StandardOps[Tensor]):
             return super().add_signs(x, gradient, kept, scale)
         return x.sub_(kept.sub_(gradient).sign_(), alpha=float(scale))
 
-    def workers(self) -> int:
+    def num_threads(self) -> int:
         """Return the number of PyTorch's threads where they can be divided; 1 in one of them."""
-        return workers()
-
-    def by_rows(
-        self, function: Callable[..., tuple[Tensor, ...]], *arrays: Tensor
-    ) -> tuple[Tensor, ...]:
-        """Return ``function(*arrays)``, called block by block on the CPU so that its temporaries are small."""
-        if not all(map(_is_plain, arrays)):
-            return function(*arrays)
-        lead = arrays[0].shape[:-1]
-        flat = [x.reshape(-1, x.shape[-1]) for x in arrays]
-        first, *others = _blocks(max(flat, key=Tensor.numel), 0)
-        begun = function(*(x[first] for x in flat))
-        if not others:
-            return tuple(x.view(*lead, -1) for x in begun)
-        results = [x.new_empty((lead.numel(), x.shape[-1])) for x in begun]
-
-        def write(block: slice, parts: tuple[Tensor, ...]) -> None:
-            for result, part in zip(results, parts, strict=True):
-                result[block] = part
-
-        write(first, begun)
-        for_each(lambda block: write(block, function(*(x[block] for x in flat))), others)
-        return tuple(x.view(*lead, -1) for x in results)
+        return num_threads()
 
     def for_each(self, work: Callable[[T], object], items: Iterable[T]) -> None:
         """Call ``work`` for every item, several at a time on threads of their own."""
         for_each(work, items)
-
-    def running_mean(
-        self, mean: Tensor, x: Tensor, decay: Scalar, *, squares: bool, own: bool = False
-    ) -> Tensor:
-        """Return ``decay * mean + (1 - decay) * x``, or of squares, in one array at most."""
-        if isinstance(decay, Tensor):
-            return super().running_mean(mean, x, decay, squares=squares)
-        kept = float(decay)
-        mixed = mean.mul_(kept) if own else mean.mul(kept)
-        if squares:
-            return mixed.addcmul_(x, x, value=1 - kept)
-        return mixed.add_(x, alpha=1 - kept)
 
     def take(self, x: Tensor, indices: Tensor, *, axis: int) -> Tensor:
         """Return rows or columns of matrices by a gather that looks for no negative indices."""
@@ -215,9 +179,9 @@ class TorchOps(StandardOps[Tensor]):
             pairs = zip(_matrices(x), index.view(-1, index.shape[-1]), strict=True)
             taken = torch.stack([matrix.index_select(axis, own) for matrix, own in pairs])
             return taken.view(*x.shape[:-2], *taken.shape[-2:])
-        return x.gather(axis, self.spread(index, x, axis=axis))
+        return x.gather(axis, expand_index(index, x, axis, self.xp))
 
-    def take_kept(self, x: Tensor, indices: Tensor, kept: Tensor, *, axis: int) -> Tensor:
+    def take_or_zero(self, x: Tensor, indices: Tensor, kept: Tensor, *, axis: int) -> Tensor:
         """Return :meth:`take`, zero where not ``kept``, in one array."""
         taken = self.take(x, indices, axis=axis)
         if not _is_plain(taken) or kept.shape[:-1].numel() > _FEW:
@@ -227,13 +191,13 @@ class TorchOps(StandardOps[Tensor]):
             matrix.index_fill_(axis, (~own).nonzero().view(-1), 0.0)
         return taken
 
-    def match(self, previous: Tensor, current: Tensor) -> tuple[Tensor, Tensor]:
+    def index_in(self, previous: Tensor, current: Tensor) -> tuple[Tensor, Tensor]:
         """Return the places of ``current`` in ``previous`` by binary search."""
         ordered, places = previous.sort(dim=-1)
         position = torch.searchsorted(ordered, current).clamp_(max=previous.shape[-1] - 1)
         return places.gather(-1, position), ordered.gather(-1, position) == current
 
-    def pick(self, x: Tensor, indices: Tensor) -> Tensor:
+    def take_along(self, x: Tensor, indices: Tensor) -> Tensor:
         """Return entries of vectors, likewise."""
         return x.gather(-1, self.as_index(indices))
 
@@ -245,7 +209,7 @@ class TorchOps(StandardOps[Tensor]):
         index = self.as_index(indices)
         if index.ndim == 1:
             return full.index_copy_(axis, index, values)
-        return full.scatter_(axis, self.spread(index, values, axis=axis), values)
+        return full.scatter_(axis, expand_index(index, values, axis, self.xp), values)
 
     def constant(self, key: Hashable, build: Callable[[], Tensor]) -> Tensor:
         """Return the shared constant, made anew inside a trace: a tensor of one trace is no good to another."""

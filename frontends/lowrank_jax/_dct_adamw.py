@@ -7,12 +7,13 @@ from typing import Any
 
 import optax
 
-from lowrank_core import DCTAdamWConfig, DCTAdamWState, dct_adamw_init, dct_adamw_step
+from lowrank_core import DCTAdamWConfig
 from lowrank_core._typing import Scalar
+from lowrank_core.rules.known import DCT_ADAMW
 from lowrank_jax._axes import AxesRule, axes_by_name
 from lowrank_jax._options import config_of, shows_options
 from lowrank_jax._precision import in_wide_precision
-from lowrank_jax._scale import Rule, scale_by_rule
+from lowrank_jax._scale import Options, scale_by_rule
 
 
 @shows_options(DCTAdamWConfig)
@@ -60,10 +61,8 @@ def scale_by_dct_adam(
     """
     named = {"rank": rank, "betas": (b1, b2), "eps": eps}
     config = config_of("scale_by_dct_adam", DCTAdamWConfig, named, options)
-    rule = Rule(
-        config, DCTAdamWState, dct_adamw_init, dct_adamw_step, needs_low_rank=True, draws=True
-    )
-    return scale_by_rule(rule, optax.scale_by_adam(b1, b2, eps), matrix_axes)
+    stepped = Options(DCT_ADAMW, config, needs_low_rank=True)
+    return scale_by_rule(stepped, optax.scale_by_adam(b1, b2, eps), matrix_axes)
 
 
 @shows_options(DCTAdamWConfig)

@@ -9,23 +9,15 @@ from typing import Any, TypeVar
 
 import jax
 
+from lowrank_core import DCTAdamWConfig, TrionConfig
 from lowrank_core._checks import check_known
+from lowrank_core.rules.options import number_options
 
 F = TypeVar("F", bound=Callable[..., Any])
 Config = TypeVar("Config", bound=Any)
 
-# Everything else is structure: a number of this kind may be a traced value.
-_NUMBERS = {
-    "learning_rate",
-    "weight_decay",
-    "b1",
-    "b2",
-    "eps",
-    "momentum",
-    "residual_scale",
-    "score_decay",
-    "hysteresis",
-}
+# Numbers of this package's own signatures, which may be traced values like those of the core's configurations.
+_OWN_NUMBERS = {"learning_rate", "weight_decay", "b1", "b2"}
 # Optax names the two decay rates one by one.
 _RENAMED = {"betas"}
 
@@ -61,7 +53,8 @@ def static_options(factory: Callable[..., Any]) -> tuple[str, ...]:
             learning_rate=1e-3, rank=128
         )
     """
-    return tuple(name for name in inspect.signature(factory).parameters if name not in _NUMBERS)
+    numbers = {*_OWN_NUMBERS, *number_options(DCTAdamWConfig), *number_options(TrionConfig)}
+    return tuple(name for name in inspect.signature(factory).parameters if name not in numbers)
 
 
 def config_of(

@@ -17,21 +17,21 @@ class Plan(NamedTuple):
 
     #: The axes that make a matrix of it, ``None`` for a leaf that is said to be none.
     axes: ResolvedAxes | None
-    #: The options of the rule that steps it, ``None`` where Adam does.
-    config: Any
+    #: The rule that steps it with its options, ``None`` where Adam does.
+    options: Any
 
 
 _noted: ContextVar[dict[str, Plan] | None] = ContextVar("noted", default=None)
 
 
 def note(
-    rows: Sequence[tuple[str, Any, ResolvedAxes | None]], matrices: Sequence[Any], config: Any
+    rows: Sequence[tuple[str, Any, ResolvedAxes | None]], matrices: Sequence[Any], options: Any
 ) -> None:
-    """Note path, leaf and axes of every leaf of a tree, the ones among ``matrices`` being stepped by ``config``."""
+    """Note path, leaf and axes of every leaf of a tree, the ones among ``matrices`` being stepped by ``options``."""
     noted = _noted.get()
     if noted is not None:
         for (path, _, axes), matrix in zip(rows, matrices, strict=True):
-            noted[path] = Plan(axes, config if matrix else None)
+            noted[path] = Plan(axes, options if matrix else None)
 
 
 def plans_of(optimizer: optax.GradientTransformation, params: Any) -> dict[str, Plan]:

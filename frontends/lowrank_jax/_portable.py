@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from lowrank_core._files import needing_safetensors
-from lowrank_core.portable import (
+from lowrank_core.rules.portable import (
     Names,
     Saved,
     Stepped,
@@ -173,9 +173,11 @@ def _rows(
     rows = []
     for name, (path, leaf, axes) in zip(called, leaves, strict=True):
         plan, shape = plans.get(path, Plan(None, None)), tuple(leaf.shape)
-        if plan.config is not None and plan.axes is not None:
+        if plan.options is not None and plan.axes is not None:
             dtype = jnp.dtype(compute_dtype(leaf.dtype)).name
-            stepped = stepped_by_rule(name, plan.config, [plan.axes.matrix_shape(shape)], dtype)
+            rule, config, _ = plan.options
+            shapes = [plan.axes.matrix_shape(shape)]
+            stepped = stepped_by_rule(name, rule, config, shapes, dtype)
         else:
             axes = axes or plan.axes or _of_kernel(path, shape)
             outputs_first = shape if axes is None else axes.matrix_shape(shape)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from lowrank_core import LowRankUpdate, materialize
+from lowrank_core import materialize
 from lowrank_core.layout import is_low_rank, with_fitting_rank
+from lowrank_core.ops.registry import ops_for_namespace
+from lowrank_core.rules.reductions import run
+from lowrank_core.rules.rule import Rule, bind
 from lowrank_jax._axes import AxesRule, ResolvedAxes, axes_of_leaves
 from lowrank_jax._options import with_numbers_in
 from lowrank_jax._placing import placed, replicated_like
@@ -29,17 +32,13 @@ class ScaleByLowRankState(NamedTuple):
     matrices: Any
 
 
-class Rule(NamedTuple):
-    """A rule of the core."""
+class Options(NamedTuple):
+    """A rule of the core with its options."""
 
+    rule: Rule
     config: Any
-    state_type: type[Any]
-    init: Callable[..., Any]
-    step: Callable[..., tuple[LowRankUpdate, Any]]
     #: Whether a rank that is not below the transformed size gives the leaf to Adam.
     needs_low_rank: bool
-    #: Whether the rule draws random numbers, and so wants to know which matrix it is at.
-    draws: bool
 
 
 class _Matrix(NamedTuple):
@@ -52,16 +51,17 @@ class _Matrix(NamedTuple):
 
 
 def scale_by_rule(
-    rule: Rule, adam: optax.GradientTransformation, matrix_axes: AxesRule
+    options: Options, adam: optax.GradientTransformation, matrix_axes: AxesRule
 ) -> optax.GradientTransformationExtraArgs:
-    """Return the transformation that steps matrices by ``rule`` and all other leaves by ``adam``."""
-    names = _state_names(rule.config)
+    """Return the transformation that steps matrices by a rule and all other leaves by ``adam``."""
+    names = _state_names(options.config)
+    rule = options.rule
 
     def init(params: Any) -> ScaleByLowRankState:
         leaves, treedef = jax.tree.flatten(params)
         rest, matrices = [], []
-        plans = _matrices(params, rule, matrix_axes)
-        note(axes_of_leaves(params, matrix_axes), plans, rule.config)
+        plans = _matrices(params, options, matrix_axes)
+        note(axes_of_leaves(params, matrix_axes), plans, options)
         for leaf, matrix in zip(leaves, plans, strict=True):
             rest.append(optax.MaskedNode() if matrix else _zeros(leaf))
             matrices.append(_state(rule, matrix, leaf) if matrix else None)
@@ -77,7 +77,7 @@ def scale_by_rule(
         del params
         treedef: Any
         leaves, treedef = jax.tree.flatten(updates)
-        plans = _matrices(updates, rule, matrix_axes)
+        plans = _matrices(updates, options, matrix_axes)
         masked = [optax.MaskedNode() if m else g for g, m in zip(leaves, plans, strict=True)]
         rest, adam_state = adam.update(jax.tree.unflatten(treedef, masked), state.adam)
         fields = {name: treedef.flatten_up_to(getattr(state.matrices, name)) for name in names}
@@ -85,7 +85,7 @@ def scale_by_rule(
         for index, matrix in enumerate(plans):
             if matrix is not None:
                 own = {name: fields[name][index] for name in names}
-                before = rule.state_type(step=state.adam.count, **own)
+                before = rule.state(step=state.adam.count, **own)
                 new[index], after[index] = _step(rule, matrix, leaves[index], before)
         matrices = _by_field(rule, names, treedef, after)
         return jax.tree.unflatten(treedef, new), ScaleByLowRankState(adam_state, matrices)
@@ -107,19 +107,20 @@ def _by_field(rule: Rule, names: Sequence[str], treedef: Any, states: Sequence[A
         )
         for name in names
     }
-    return rule.state_type(**{**dict.fromkeys(rule.state_type._fields), **trees})
+    return rule.state(**{**dict.fromkeys(rule.state._fields), **trees})
 
 
-def _matrices(tree: Any, rule: Rule, matrix_axes: AxesRule) -> list[_Matrix | None]:
+def _matrices(tree: Any, options: Options, matrix_axes: AxesRule) -> list[_Matrix | None]:
     """Return for every leaf how it is stepped as a matrix, or ``None``."""
     found: list[_Matrix | None] = []
     for path, leaf, axes in axes_of_leaves(tree, matrix_axes):
         matrix = None
         if axes is not None:
             shape = axes.matrix_shape(leaf.shape)
-            low_rank = is_low_rank(shape, rank=rule.config.rank, side=rule.config.side)
-            if low_rank or not rule.needs_low_rank:
-                config = with_fitting_rank(rule.config, shape)
+            own = options.config
+            low_rank = is_low_rank(shape, rank=own.rank, side=own.side)
+            if low_rank or not options.needs_low_rank:
+                config = with_fitting_rank(own, shape)
                 try:
                     config.layout(shape)
                 except ValueError as error:
@@ -135,7 +136,7 @@ def _zeros(leaf: Any) -> jax.Array:
 
 def _state(rule: Rule, matrix: _Matrix, leaf: Any) -> Any:
     # By path, so that a matrix draws the same numbers however the tree is partitioned.
-    place = {"stream": zlib.crc32(matrix.path.encode())} if rule.draws else {}
+    place = {"stream": zlib.crc32(matrix.path.encode())} if rule.uses_rng else {}
     dtype = compute_dtype(leaf.dtype)
     state = rule.init(matrix.shape, matrix.config, xp=jnp, dtype=dtype, **place)
     return placed(state._replace(step=None), leaf, matrix.axes, matrix.shape)
@@ -143,6 +144,14 @@ def _state(rule: Rule, matrix: _Matrix, leaf: Any) -> Any:
 
 def _step(rule: Rule, matrix: _Matrix, gradient: jax.Array, state: Any) -> tuple[jax.Array, Any]:
     config = with_numbers_in(matrix.config, gradient.dtype)
-    update, after = rule.step(matrix.axes.to_matrix(gradient), state, config)
-    full: Any = materialize(update, method=config.method)
+    ops = ops_for_namespace(jnp)
+    bound = bind(config, matrix.shape, ops)
+    weight = matrix.axes.to_matrix(gradient)
+
+    def step(refresh: bool) -> Any:
+        return run(rule.steps(weight, state, bound, refresh))
+
+    refresh = config.refreshes(state.step + 1)
+    update, after = ops.cond(refresh, lambda: step(True), lambda: step(False))
+    full: Any = materialize(update, ops=ops)
     return matrix.axes.from_matrix(full, gradient.shape), after

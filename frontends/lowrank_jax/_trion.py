@@ -7,12 +7,13 @@ from typing import Any
 
 import optax
 
-from lowrank_core import TrionConfig, TrionState, trion_init, trion_step
+from lowrank_core import TrionConfig
 from lowrank_core._typing import Scalar
+from lowrank_core.rules.known import TRION
 from lowrank_jax._axes import AxesRule, axes_by_name
 from lowrank_jax._options import config_of, shows_options
 from lowrank_jax._precision import in_wide_precision
-from lowrank_jax._scale import Rule, scale_by_rule
+from lowrank_jax._scale import Options, scale_by_rule
 
 
 @shows_options(TrionConfig)
@@ -60,8 +61,8 @@ def scale_by_trion(
     """
     named = {"rank": rank, "momentum": momentum}
     config = config_of("scale_by_trion", TrionConfig, named, options)
-    rule = Rule(config, TrionState, trion_init, trion_step, needs_low_rank=False, draws=False)
-    return scale_by_rule(rule, optax.scale_by_adam(b1, b2, eps), matrix_axes)
+    stepped = Options(TRION, config, needs_low_rank=False)
+    return scale_by_rule(stepped, optax.scale_by_adam(b1, b2, eps), matrix_axes)
 
 
 @shows_options(TrionConfig)

@@ -6,12 +6,12 @@ from lowrank_torch._backward import (
     accumulate_projected,
     step_in_backward,
 )
+from lowrank_torch._collectives import Traffic
 from lowrank_torch._compression import compressed_gradients
 from lowrank_torch._dct_adamw import DCTAdamW
-from lowrank_torch._exchange import Traffic
 from lowrank_torch._groups import ParameterRole, matrix_groups, parameter_roles
 from lowrank_torch._optimizer import LowRankOptimizer
-from lowrank_torch._treatment import Treatment
+from lowrank_torch._report import ParameterSummary
 from lowrank_torch._trion import Trion
 
 __all__ = [
@@ -19,9 +19,9 @@ __all__ = [
     "GradientHooks",
     "LowRankOptimizer",
     "ParameterRole",
+    "ParameterSummary",
     "ProjectedAccumulation",
     "Traffic",
-    "Treatment",
     "Trion",
     "accumulate_projected",
     "compressed_gradients",

@@ -9,32 +9,33 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from lowrank_core.ops import Ops
-from lowrank_torch._apply import Dither, write
+from lowrank_core.ops.standard import Ops
+from lowrank_torch._apply import Dither, write_rounded
 from lowrank_torch._plan import Member
-from lowrank_torch._sharding import Spread, is_sharded, local_gradient, local_of
-from lowrank_torch._slabs import as_state, own_rows, placed
+from lowrank_torch._redistribute import own_rows
+from lowrank_torch._sharding import Sharding, is_sharded, local_gradient, local_of
+from lowrank_torch._state import as_state, placed
 
 _WIDE = (torch.float32, torch.float64)
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def make_adamw_state(member: Member, spread: Spread | None) -> None:
-    """Give a parameter the state before its first step; in ``spread`` is how it is shared out."""
+def make_adamw_state(member: Member, sharding: Sharding | None) -> None:
+    """Give a parameter the state before its first step; in ``sharding`` is how it is shared out."""
     parameter, state = member.parameter, member.state
     dtype = parameter.dtype if parameter.dtype in _WIDE else torch.float32
     # A number that the host reads: on the CPU whatever the default device, and by `tensor`, which
     # unlike `zeros` has a value under FakeTensorMode too.
     state["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
     for name in _MOMENTS:
-        if spread is None:
+        if sharding is None:
             state[name] = torch.zeros_like(parameter, dtype=dtype)
         else:
-            own = torch.zeros_like(own_rows(parameter, spread), dtype=dtype)
-            state[name] = as_state(own, parameter.shape, spread, spread.placements)
+            own = torch.zeros_like(own_rows(parameter, sharding), dtype=dtype)
+            state[name] = as_state(own, parameter.shape, sharding, sharding.placements)
 
 
-def place_adamw_state(state: dict[str, Any], parameter: Any, spread: Spread | None) -> None:
+def place_adamw_state(state: dict[str, Any], parameter: Any, sharding: Sharding | None) -> None:
     """Lay loaded state out as its parameter is, or as it is shared out.
 
     Raises
@@ -43,21 +44,21 @@ def place_adamw_state(state: dict[str, Any], parameter: Any, spread: Spread | No
         If it is sharded and should not be, or otherwise.
     """
     if is_sharded(parameter):
-        spread = Spread(parameter.device_mesh, parameter.placements)
+        sharding = Sharding(parameter.device_mesh, parameter.placements)
     for name in _MOMENTS:
-        placements = () if spread is None else spread.placements
-        state[name] = placed(state[name], spread, placements, name)
+        placements = () if sharding is None else sharding.placements
+        state[name] = placed(state[name], sharding, placements, name)
 
 
 def adamw_step(
-    members: Sequence[Member], group: Mapping[str, Any], ops: Ops, spread: Spread | None = None
+    members: Sequence[Member], group: Mapping[str, Any], ops: Ops, sharding: Sharding | None = None
 ) -> None:
     """Do one AdamW step on parameters of a group, on this rank's part alone where they are shared out."""
     wide: list[_Target] = []
     for member in members:
         values, gradient = local_of(member.parameter), local_gradient(member.parameter)
-        if spread is not None:
-            values, gradient = own_rows(values, spread), own_rows(gradient, spread)
+        if sharding is not None:
+            values, gradient = own_rows(values, sharding), own_rows(gradient, sharding)
         state = {name: local_of(value) for name, value in member.state.items()}
         if values.dtype in _WIDE:
             wide.append(_Target(values, gradient, state))
@@ -68,7 +69,7 @@ def adamw_step(
             dither = None
             if group["stochastic_rounding"]:
                 dither = Dither(member.stream, int(state["step"]))
-            write(values, copy, dither, ops)
+            write_rounded(values, copy, dither, ops)
     if wide:
         _run(wide, group)
 

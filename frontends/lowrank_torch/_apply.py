@@ -9,15 +9,11 @@ import torch
 from torch import Tensor
 
 from lowrank_core import LowRankUpdate, materialize
-from lowrank_core.ops import Ops
-from lowrank_core.random import fold
-from lowrank_core.rounding import round_stochastically
-from lowrank_core.update import slice_across, with_vectors
-
-# Numbers in one block of the temporary that holds the update: the cores' caches on the CPU, a launch worth
-# making elsewhere.
-_CPU_BLOCK = 2**18
-_DEVICE_BLOCK = 2**24
+from lowrank_core.numerics.random import fold
+from lowrank_core.numerics.rounding import round_stochastically
+from lowrank_core.ops.standard import Ops
+from lowrank_core.subspace.update import slice_rows
+from lowrank_torch._tuning import CPU_BLOCK, DEVICE_BLOCK
 
 
 class Dither(NamedTuple):
@@ -28,72 +24,66 @@ class Dither(NamedTuple):
     place: int = 0
 
 
-def apply_update(
-    matrices: Tensor,
-    update: LowRankUpdate,
-    *,
-    rate: float | Tensor,
-    decay: float,
-    dither: Dither | None,
-    ops: Ops,
-) -> None:
-    """Do ``matrices <- (1 - rate * decay) * matrices - rate * update`` in place, with bounded temporaries."""
+class Write(NamedTuple):
+    """How an update is written into parameters: ``W <- (1 - lr * weight_decay) W - lr * update``."""
+
+    lr: float | Tensor
+    weight_decay: float
+    ops: Ops
+    #: For each parameter what rounds its write at random, or ``None``.
+    dithers: Sequence[Dither | None] = (None,)
+
+
+def apply_update(targets: Sequence[Tensor], update: LowRankUpdate, write: Write) -> None:
+    """Write ``update`` into ``targets`` in place: matrices of one parameter, or of each of several stacked."""
+    if len(targets) == 1:
+        _apply_in_blocks(targets[0], update, write)
+        return
+    deltas: Any = materialize(update, ops=write.ops)
+    for target, delta, dither in zip(targets, deltas.unbind(), write.dithers, strict=True):
+        add_delta(target, delta, write, dither)
+
+
+def _apply_in_blocks(target: Tensor, update: LowRankUpdate, write: Write) -> None:
+    """Write the update block by block, so that it is never there as a whole."""
     dim = -2 if update.axis == -1 else -1
-    numbers = _CPU_BLOCK if matrices.device.type == "cpu" else _DEVICE_BLOCK
-    update = with_vectors(update, "auto", ops)
-    width = max(1, numbers * matrices.shape[dim] // max(1, matrices.numel()))
+    numbers = CPU_BLOCK if target.device.type == "cpu" else DEVICE_BLOCK
+    rows, (dither,) = target.shape[dim], write.dithers
+    width = max(1, numbers * rows // max(1, target.numel()))
+    if width >= rows:
+        delta: Any = materialize(update, ops=write.ops)
+        add_delta(target, delta, write, dither)
+        return
 
     def add(start: int) -> None:
-        length = min(width, matrices.shape[dim] - start)
-        target = matrices.narrow(dim, start, length)
-        delta: Any = materialize(slice_across(update, slice(start, start + length)), ops=ops)
+        length = min(width, rows - start)
+        delta: Any = materialize(slice_rows(update, slice(start, start + length)), ops=write.ops)
         place = None if dither is None else dither._replace(place=dither.place + start)
-        move(target, delta, rate, decay, place, ops)
+        add_delta(target.narrow(dim, start, length), delta, write, place)
 
-    starts = range(0, matrices.shape[dim], width)
-    if matrices.device.type == "cpu":
-        ops.for_each(add, starts)
+    starts = range(0, rows, width)
+    if target.device.type == "cpu":
+        write.ops.for_each(add, starts)
     else:
         for start in starts:
             add(start)
 
 
-def apply_stacked(
-    targets: Sequence[Tensor],
-    update: LowRankUpdate,
-    *,
-    rate: float | Tensor,
-    decay: float,
-    dithers: Sequence[Dither | None],
-    ops: Ops,
-) -> None:
-    """Do what `apply_update` does for each of ``targets`` with its part of the ``update`` of their stack."""
-    deltas: Any = materialize(update, ops=ops)
-    for target, delta, dither in zip(targets, deltas.unbind(), dithers, strict=True):
-        move(target, delta, rate, decay, dither, ops)
-
-
-def move(
-    target: Tensor,
-    delta: Tensor,
-    rate: float | Tensor,
-    decay: float,
-    dither: Dither | None,
-    ops: Ops,
-) -> None:
-    """Do ``target <- (1 - rate * decay) * target - rate * delta`` in place; ``delta`` may be changed too."""
+def add_delta(target: Tensor, delta: Tensor, write: Write, dither: Dither | None) -> None:
+    """Do ``target <- (1 - lr * weight_decay) * target - lr * delta`` in place; ``delta`` may be changed too."""
+    lr, weight_decay, ops, _ = write
     exact = target if target.dtype == delta.dtype else target.to(delta.dtype)
-    if decay:
-        exact.mul_(1 - rate * decay)
-    if isinstance(rate, Tensor):
-        exact.sub_(delta.mul_(rate))
+    if weight_decay:
+        exact.mul_(1 - lr * weight_decay)
+    if isinstance(lr, Tensor):
+        exact.sub_(delta.mul_(lr))
     else:
-        exact.sub_(delta, alpha=rate)
+        exact.sub_(delta, alpha=lr)
     if exact is not target:
-        write(target, exact, dither, ops)
+        write_rounded(target, exact, dither, ops)
 
 
-def write(target: Tensor, exact: Tensor, dither: Dither | None, ops: Ops) -> None:
+def write_rounded(target: Tensor, exact: Tensor, dither: Dither | None, ops: Ops) -> None:
     """Write ``exact`` into the narrower ``target``, rounded to nearest or, with a ``dither``, at random."""
     if dither is None:
         target.copy_(exact)

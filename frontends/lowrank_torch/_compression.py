@@ -66,14 +66,14 @@ class _Way(NamedTuple):
     """From the gradient of one parameter to its coefficients on the columns kept at the next step, and back."""
 
     #: The shapes of its stacks of matrices, of which each has its functions.
-    blocks: Sequence[tuple[int, ...]]
+    matrices: Sequence[tuple[int, ...]]
     batch_dims: int
     project: Sequence[Callable[[Any], Any]]
     lift: Sequence[Callable[[Any], Any]]
 
     def views(self, gradient: Tensor) -> list[Tensor]:
         """Return the stacks of matrices, views of ``gradient`` where its memory allows."""
-        return matrix_views(as_matrices(gradient, self.batch_dims), self.blocks, self.batch_dims)
+        return matrix_views(as_matrices(gradient, self.batch_dims), self.matrices, self.batch_dims)
 
 
 def _ways(optimizer: LowRankOptimizer, parameters: Sequence[Tensor]) -> list[_Way | None]:
@@ -94,17 +94,17 @@ def _ways(optimizer: LowRankOptimizer, parameters: Sequence[Tensor]) -> list[_Wa
 def _way(
     optimizer: LowRankOptimizer, parameter: Tensor, group: dict[str, Any], config: Any
 ) -> _Way | None:
-    plan, state = optimizer._plan(parameter, group, config), optimizer.state
-    if plan.full:
+    plan, state = optimizer.plan_of(parameter, group, config), optimizer.state
+    if plan.uses_adamw:
         return None
     to_columns, back = [], []
-    for block, shape in enumerate(plan.blocks):
-        layout = plan.fitted(config, block).layout(shape)
-        indices = state[parameter][plan.key("indices", block)]
+    for number, shape in enumerate(plan.matrices):
+        layout = plan.fitted(config, number).layout(shape)
+        indices = state[parameter][plan.key("indices", number)]
         how = {"axis": layout.axis, "basis": config.basis, "method": config.method}
         to_columns.append(partial(_on, project, indices, **how))
         back.append(partial(_on, lift, indices, size=layout.size, **how))
-    return _Way(plan.blocks, group["batch_dims"], to_columns, back)
+    return _Way(plan.matrices, group["batch_dims"], to_columns, back)
 
 
 def _on(function: Callable[..., Any], indices: Tensor, x: Tensor, **how: Any) -> Tensor:
@@ -132,7 +132,7 @@ def _average(state: _Averaging, bucket: Any) -> torch.futures.Future[Tensor]:
     compressed = any(way is not None for way in ways)
     flat = torch.cat([x.reshape(-1) for x in sent]) if compressed else buffer
     flat.div_(state.group.size())
-    state.optimizer._exchange.ledger.count("all_reduce", flat)
+    state.optimizer.count_traffic("all_reduce", flat)
     work = dist.all_reduce(flat, group=state.group, async_op=True)
 
     @torch.no_grad()

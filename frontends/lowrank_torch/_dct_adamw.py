@@ -4,42 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from lowrank_core import (
-    DCTAdamWConfig,
-    DCTAdamWState,
-    LowRankUpdate,
-    dct_adamw_init,
-    dct_adamw_project,
-    dct_adamw_step,
-    dct_adamw_step_projected,
-    dct_adamw_survey,
-)
-from lowrank_core.ops import Ops
+from lowrank_core.rules.known import DCT_ADAMW
 from lowrank_torch._optimizer import LowRankOptimizer
-from lowrank_torch._stacks import Rule
-
-
-def _step(
-    gradient: Tensor,
-    state: DCTAdamWState,
-    config: DCTAdamWConfig,
-    /,
-    *,
-    ops: Ops,
-    survey: Any = None,
-) -> tuple[LowRankUpdate, DCTAdamWState]:
-    if not torch.compiler.is_compiling():
-        return dct_adamw_step(gradient, state, config, survey=survey, ops=ops)
-    # The compiler would take a host number that goes through `math` for a constant, and compile every step
-    # anew. A tensor it follows; whether to refresh is the one thing that two graphs are for.
-    step = int(state.step) + 1
-    refresh = step == 1 or step % config.refresh_every == 0
-    counted = state._replace(step=torch.tensor(step - 1, device=gradient.device))
-    update, after = dct_adamw_step(gradient, counted, config, refresh=refresh, ops=ops)
-    return update, after._replace(step=step)
 
 
 class DCTAdamW(LowRankOptimizer):
@@ -94,18 +62,8 @@ class DCTAdamW(LowRankOptimizer):
     I.-V. Modoranu et al., arXiv 2505.17967; for AdamW, I. Loshchilov and F. Hutter, arXiv 1711.05101.
     """
 
-    algorithm = "dct_adamw"
+    rule = DCT_ADAMW
     _reuses_memory = True
-    _config_type = DCTAdamWConfig
-    _rule = Rule(
-        DCTAdamWState,
-        dct_adamw_init,
-        _step,
-        draws=True,
-        survey=dct_adamw_survey,
-        step_projected=dct_adamw_step_projected,
-        project=dct_adamw_project,
-    )
 
     def __init__(
         self,

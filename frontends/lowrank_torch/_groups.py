@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_core._checks import check_choice
-from lowrank_core.names import HEADS
+from lowrank_core.roles import HEADS
 from lowrank_torch._sharding import is_flat
 
 ROLES = ("matrix", "table", "vector")

@@ -11,28 +11,28 @@ from lowrank_core._checks import check_number
 from lowrank_torch._sharding import is_flat
 
 
-def check_rate(rate: float | Tensor) -> None:
+def check_lr(lr: float | Tensor) -> None:
     """Raise unless a learning rate is a number of at least 0, or a tensor of one."""
-    check_number("lr", rate, low=0)
-    if isinstance(rate, Tensor):
-        if rate.numel() != 1:
-            raise ValueError(f"lr must be one number, got a tensor of shape {tuple(rate.shape)}")
+    check_number("lr", lr, low=0)
+    if isinstance(lr, Tensor):
+        if lr.numel() != 1:
+            raise ValueError(f"lr must be one number, got a tensor of shape {tuple(lr.shape)}")
         # Reading a device's number would wait for the device, and a traced or fake one has none.
-        if type(rate) is Tensor and rate.device.type == "cpu" and not torch.compiler.is_compiling():
-            check_number("lr", rate.item(), low=0)
+        if type(lr) is Tensor and lr.device.type == "cpu" and not torch.compiler.is_compiling():
+            check_number("lr", lr.item(), low=0)
 
 
-def is_no_rate(rate: float | Tensor) -> bool:
-    """Return whether a rate can be read and is zero.
+def is_zero_lr(lr: float | Tensor) -> bool:
+    """Return whether ``lr`` is a zero that the host can read.
 
-    With gradients of zero, `torch.distributed.checkpoint` does a step at such a rate to have state. Counted, it would
-    choose the columns to keep until the next refresh by a gradient of zero.
+    With gradients of zero, `torch.distributed.checkpoint` does a step at such an ``lr`` to initialise state. Counted,
+    it would choose the columns to keep until the next refresh by a gradient of zero.
     """
     if torch.compiler.is_compiling():
         return False
-    if isinstance(rate, Tensor) and (type(rate) is not Tensor or rate.device.type != "cpu"):
+    if isinstance(lr, Tensor) and (type(lr) is not Tensor or lr.device.type != "cpu"):
         return False
-    return bool(rate == 0)
+    return bool(lr == 0)
 
 
 def check_gradient(gradient: Tensor, name: Callable[[], str]) -> None:

@@ -2,44 +2,34 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Container, Mapping, Sequence
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lowrank_core import ops_for_namespace, state_bytes
-from lowrank_core._checks import check_choice, check_known, check_number
-from lowrank_core.constants import Constants
-from lowrank_core.portable import Names
+from lowrank_core import ops_for_namespace
+from lowrank_core._checks import check_known
+from lowrank_core.ops.constants import Constants
+from lowrank_core.rules.portable import Names
+from lowrank_core.rules.reductions import run
+from lowrank_core.rules.rule import Rule
 from lowrank_torch._adamw import adamw_step, make_adamw_state, place_adamw_state
-from lowrank_torch._exchange import Exchange, Traffic
-from lowrank_torch._input import check_gradient, check_not_flat, check_rate, is_no_rate
-from lowrank_torch._jobs import Job, run_here
-from lowrank_torch._loading import as_saved, check_shapes, check_whole, parameter_name
-from lowrank_torch._matrices import SHAPE_OPTIONS, check_shape_options
-from lowrank_torch._plan import Member, Plan, plan_for
+from lowrank_torch._collectives import CollectiveScheduler, Traffic
+from lowrank_torch._grouping import grouped
+from lowrank_torch._input import check_gradient, check_not_flat, is_zero_lr
+from lowrank_torch._loading import as_saved, parameter_name
+from lowrank_torch._options import BOOKKEEPING, GroupOptions
+from lowrank_torch._plan import Member, Plan
+from lowrank_torch._planner import Planner
 from lowrank_torch._portable import load_state, save_state
-from lowrank_torch._sharding import Spread, is_sharded, slab_of
-from lowrank_torch._slabs import gather_rows
-from lowrank_torch._stacks import (
-    Rule,
-    held_bytes,
-    is_small,
-    make_state,
-    place_state,
-    project_blocks,
-    stacks_of,
-    step_stack,
-)
-from lowrank_torch._treatment import Treatment
-
-#: Keys of a group that are no options: what PyTorch and its schedulers keep there.
-_BOOKKEEPING = {"params", "param_names", "name", "initial_lr"}
+from lowrank_torch._redistribute import gather_rows
+from lowrank_torch._report import ParameterSummary, summarize
+from lowrank_torch._state import make_state, place_state
+from lowrank_torch._step import Stack, project_gradient, step_stack
 
 
 class LowRankOptimizer(Optimizer):
@@ -48,10 +38,9 @@ class LowRankOptimizer(Optimizer):
     Subclasses name the rule: its configuration, its state and its two functions.
     """
 
-    algorithm: ClassVar[str]
-    _config_type: ClassVar[type[Any]]
-    _rule: ClassVar[Rule]
-    #: Whether a step holds its largest temporary to the end, so that keeping its memory for the next raises no peak.
+    #: The rule that steps hidden matrices.
+    rule: ClassVar[Rule]
+    #: Whether a step holds its largest temporaries to the end, so that keeping their memory raises no peak.
     _reuses_memory: ClassVar[bool] = False
     #: Whether the rule also takes matrices with no more basis vectors than its rank.
     _whole_ranks: ClassVar[bool] = False
@@ -67,14 +56,10 @@ class LowRankOptimizer(Optimizer):
         process_group: Any = None,
     ) -> None:
         """Check ``options`` (fields of the configuration) and ``own`` (of the frontend), and add the groups."""
-        fields = dataclasses.fields(self._config_type)
-        defaults = {field.name: field.default for field in fields}
-        defaults |= {"algorithm": self.algorithm, **SHAPE_OPTIONS}
-        defaults |= dict.fromkeys(("maximize", "stochastic_rounding"), False)
-        defaults |= {"foreach": True, **own}
-        check_known(type(self).__name__, options, defaults)
         self._process_group = process_group
         self._forget()
+        defaults = {**self._options.defaults(), **own}
+        check_known(type(self).__name__, options, defaults)
         super().__init__(params, defaults | dict(options))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -87,18 +72,19 @@ class LowRankOptimizer(Optimizer):
     def _forget(self) -> None:
         """Drop what is made from groups and state, to be made anew when it is needed."""
         # Constants of its own, so that they are freed with the optimizer.
-        self._ops = ops_for_namespace(torch).holding(Constants(), reuse=self._reuses_memory)
-        self._plans: dict[Tensor, tuple[Any, Plan]] = {}
+        ops = ops_for_namespace(torch)
+        self._ops = ops.with_constants(Constants(), reuse_memory=self._reuses_memory)
+        self._options = GroupOptions(self.rule)
+        self._planner = Planner(self._options, self._whole_ranks, self._process_group, self._ops)
         self._projected: dict[Tensor, list[Tensor]] = {}
-        self._slabs: dict[str, Spread | None] = {}
-        self._exchange = Exchange(self.window_bytes)
+        self._scheduler = CollectiveScheduler(self.window_bytes)
 
     # -- groups --------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group after checking every option of it, and that its parameters can be stepped with them."""
         if isinstance(param_group, dict):
-            check_known("a parameter group", param_group.keys() - _BOOKKEEPING, self.defaults)
+            check_known("a parameter group", param_group.keys() - BOOKKEEPING, self.defaults)
             self.check_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
         try:
@@ -111,24 +97,17 @@ class LowRankOptimizer(Optimizer):
         """Raise unless every parameter of a group can be stepped as its options say."""
         config = self.check_options(group)
         for parameter in group["params"]:
-            plan = self._plan(parameter, group, config)
-            for block, shape in enumerate(plan.blocks):
-                plan.fitted(config, block).layout(shape)
+            plan = self.plan_of(parameter, group, config)
+            for number, shape in enumerate(plan.matrices):
+                plan.fitted(config, number).layout(shape)
             if group["algorithm"] != "adamw":
                 check_not_flat(parameter, partial(self._name_of, parameter))
 
     def check_options(self, group: Mapping[str, Any]) -> Any:
         """Return the core's configuration of a group, every option checked."""
-        check_choice("algorithm", group["algorithm"], (self.algorithm, "adamw"))
-        check_choice("maximize", group["maximize"], (False, True))
-        check_rate(group["lr"])
-        check_number("weight_decay", group["weight_decay"], low=0)
-        check_choice("stochastic_rounding", group["stochastic_rounding"], (False, True))
-        check_choice("foreach", group["foreach"], (False, True))
-        check_shape_options(group)
-        return self._config_type(**{name: group[name] for name in self._config_names})
+        return self._options.check(group)
 
-    def _plan(self, parameter: Tensor, group: Mapping[str, Any], config: Any) -> Plan:
+    def plan_of(self, parameter: Tensor, group: Mapping[str, Any], config: Any) -> Plan:
         """Return how a parameter is stepped, the state it has being checked when that changes.
 
         Raises
@@ -136,36 +115,8 @@ class LowRankOptimizer(Optimizer):
         ValueError
             If the parameter's state does not fit.
         """
-        structure = tuple(group[option] for option in self.structural_options)
-        known = self._plans.get(parameter)
-        if known is not None and known[0] == structure:
-            return known[1]
-        slab = self._slab(parameter)
-        try:
-            plan = plan_for(parameter, group, config, whole_ranks=self._whole_ranks, slab=slab)
-        except (NotImplementedError, ValueError) as error:
-            if slab is None and not is_sharded(parameter):
-                raise
-            raise type(error)(f"{self._name_of(parameter)}: {error}") from error
-        state = self.state.get(parameter)
-        if state:
-            wanted = plan.state_shapes(parameter.shape, config)
-            check_shapes("the optimizer's state", state, wanted, self._name_of(parameter))
-            if plan.spread is None and not is_sharded(parameter):
-                check_whole(state, self._name_of(parameter))
-            self._plans[parameter] = structure, plan
-        return plan
-
-    def _slab(self, parameter: Tensor) -> Spread | None:
-        """Return how a parameter that every rank has is shared out."""
-        if self._process_group is None or parameter.ndim < 2 or is_sharded(parameter):
-            return None
-        kind = parameter.device.type
-        if kind not in self._slabs:
-            from torch.distributed.device_mesh import DeviceMesh
-
-            self._slabs[kind] = slab_of(DeviceMesh.from_group(self._process_group, kind))
-        return self._slabs[kind]
+        name = partial(self._name_of, parameter)
+        return self._planner.plan(parameter, group, config, self.state.get(parameter), name)
 
     def _name_of(self, parameter: Tensor) -> str:
         """Return a parameter's name, or its place."""
@@ -176,25 +127,18 @@ class LowRankOptimizer(Optimizer):
             if other is parameter
         )
 
-    def summary(self) -> list[Treatment]:
+    def summary(self) -> list[ParameterSummary]:
         """Return how every parameter is stepped, in the order of the groups."""
-        return [
-            self._treatment(parameter, group, parameter_name(group, place, index))
-            for place, group in enumerate(self.param_groups)
-            for index, parameter in enumerate(group["params"])
-        ]
-
-    def _treatment(self, parameter: Tensor, group: Mapping[str, Any], name: str) -> Treatment:
-        config, shape = self.check_options(group), tuple(parameter.shape)
-        plan = self._plan(parameter, group, config)
-        dtype = "float64" if parameter.dtype == torch.float64 else "float32"
-        if plan.full:
-            size = 2 * parameter.numel() * (8 if dtype == "float64" else 4)
-            return Treatment(name, shape, "adamw", None, None, size, plan.reason)
-        fitted = [plan.fitted(config, block) for block in range(len(plan.blocks))]
-        size = sum(map(partial(state_bytes, dtype=dtype), plan.blocks, fitted))
-        layout = fitted[0].layout(plan.blocks[0])
-        return Treatment(name, shape, self.algorithm, layout.rank, layout.axis, size, "")
+        rows = []
+        for place, group in enumerate(self.param_groups):
+            config = self.check_options(group)
+            for index, parameter in enumerate(group["params"]):
+                plan, name = (
+                    self.plan_of(parameter, group, config),
+                    parameter_name(group, place, index),
+                )
+                rows.append(summarize(parameter, plan, config, self.rule.name, name))
+        return rows
 
     # -- stepping ------------------------------------------------------------------------------
 
@@ -229,27 +173,55 @@ class LowRankOptimizer(Optimizer):
     @torch.no_grad()
     def step_only(self, chosen: Container[Tensor] | None) -> None:
         """Step the ``chosen`` parameters, or all, that have a gradient: what `step` does without its hooks."""
-        configs = [self.check_options(group) for group in self.param_groups]
+        configs = [self._options.config_of(group) for group in self.param_groups]
         stepped = []
         first = 0
         for group, config in zip(self.param_groups, configs, strict=True):
             stepped.append(self._members(group, config, first, chosen))
             first += len(group["params"])
-        jobs: list[Job] = []
+        stacks: list[Stack] = []
+        adamw: list[tuple[list[tuple[Member, Plan]], Mapping[str, Any]]] = []
         for group, config, members in zip(self.param_groups, configs, stepped, strict=True):
             ready = self._with_state(members, group, config)
-            for plan, stack in stacks_of(
-                [one for one in ready if not one[1].full], group, config, self._rule
-            ):
-                arguments = (stack, plan, self._rule, config, group, self._ops, self._exchange)
-                work = partial(step_stack, *arguments)
-                jobs.append(Job(held_bytes(stack, plan), work, is_small(stack)))
-            jobs += self._adamw_jobs([one for one in ready if one[1].full], group)
-        if any(plan.spread for members in stepped for _, plan in members):
-            self._exchange.run(jobs)
+            matrices = [one for one in ready if not one[1].uses_adamw]
+            for plan, own in grouped(matrices, group, config, self.rule):
+                bound = self._planner.bound(plan, config)
+                stacks.append(Stack(own, plan, bound, self.rule, group))
+            adamw.append(([one for one in ready if one[1].uses_adamw], group))
+        if any(plan.sharding for members in stepped for _, plan in members):
+            self._step_sharded(stacks, adamw)
         else:
-            run_here(jobs, self._ops)
-        self._exchange.ledger.close()
+            self._step_stacks(stacks)
+            for rest, its_group in adamw:
+                adamw_step([member for member, _ in rest], its_group, self._ops)
+        self._scheduler.close()
+
+    def _step_stacks(self, stacks: Sequence[Stack]) -> None:
+        """Step stacks that need no other process, the small ones side by side."""
+        small = [stack for stack in stacks if stack.is_small]
+        if 2 * len(small) <= self._ops.num_threads():
+            # Most threads would have nothing to do: better that each step is divided.
+            small = []
+        for stack in stacks:
+            if not small or not stack.is_small:
+                run(step_stack(stack, self._ops))
+        self._ops.for_each(lambda stack: run(step_stack(stack, self._ops)), small)
+
+    def _step_sharded(
+        self,
+        stacks: Sequence[Stack],
+        adamw: Sequence[tuple[list[tuple[Member, Plan]], Mapping[str, Any]]],
+    ) -> None:
+        """Step stacks and what gets AdamW, some of it shared out among ranks, their collectives issued together."""
+        steps = [(stack.held_bytes, step_stack(stack, self._ops)) for stack in stacks]
+        for members, group in adamw:
+            for sharding in {plan.sharding: None for _, plan in members}:
+                own = [member for member, plan in members if plan.sharding == sharding]
+                adamw_step(own, group, self._ops, sharding)
+                if sharding is not None:
+                    parameters = [member.parameter for member in own]
+                    steps += [(p.nbytes, gather_rows(p, sharding)) for p in parameters]
+        self._scheduler.run(steps)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget all gradients, those that were kept projected among them."""
@@ -269,34 +241,20 @@ class LowRankOptimizer(Optimizer):
         else:
             raise ValueError("parameter must be one of the optimizer's")
         config, state = self.check_options(group), self.state.get(parameter)
-        plan = self._plan(parameter, group, config)
-        if plan.full or plan.spread or not state or self._rule.project is None:
+        plan = self.plan_of(parameter, group, config)
+        if plan.uses_adamw or plan.sharding or not state or self.rule.project is None:
             return False
         if not config.projects or config.refreshes(state["step"] + 1):
             return False
+        bound = self._planner.bound(plan, config)
         member = Member(parameter, state, stream=0)
-        parts = project_blocks(member, plan, self._rule, config, group["batch_dims"], self._ops)
+        parts = project_gradient(member, Stack([member], plan, bound, self.rule, group))
         kept = self._projected.get(parameter)
         self._projected[parameter] = (
             parts if kept is None else [a.add_(b) for a, b in zip(kept, parts, strict=True)]
         )
         parameter.grad = None
         return True
-
-    def _adamw_jobs(
-        self, members: list[tuple[Member, Plan]], group: Mapping[str, Any]
-    ) -> list[Job]:
-        """Return the work of stepping the members of a group that get AdamW, of which some may be shared out."""
-        jobs = []
-        for spread in {plan.spread: None for _, plan in members}:
-            own = [member for member, plan in members if plan.spread == spread]
-            jobs.append(Job(0, partial(adamw_step, own, group, self._ops, spread)))
-            if spread is not None:
-                jobs += [
-                    Job(p.nbytes, partial(gather_rows, p, spread, self._exchange))
-                    for p in (member.parameter for member in own)
-                ]
-        return jobs
 
     def communication_report(self) -> dict[str, Traffic]:
         """Return what the optimizer's collectives moved in the last step, by their kind.
@@ -307,7 +265,11 @@ class LowRankOptimizer(Optimizer):
             For each of ``"all_reduce"``, ``"all_gather"`` and ``"all_to_all"`` that were issued, their number and the
             bytes of their results on this rank. What FSDP or DDP move by themselves is not in it.
         """
-        return dict(self._exchange.ledger.last)
+        return dict(self._scheduler.last)
+
+    def count_traffic(self, kind: str, result: Tensor) -> None:
+        """Count a collective that was issued for this optimizer by other means than its step."""
+        self._scheduler.count(kind, result)
 
     def _with_state(
         self, members: list[tuple[Member, Plan]], group: Mapping[str, Any], config: Any
@@ -317,13 +279,13 @@ class LowRankOptimizer(Optimizer):
         for member, plan in members:
             if not member.state:
                 member = member._replace(state=self.state[member.parameter])
-                if plan.full:
-                    make_adamw_state(member, plan.spread)
+                if plan.uses_adamw:
+                    make_adamw_state(member, plan.sharding)
                 else:
-                    make_state(member, plan, self._rule, config, group["batch_dims"])
+                    make_state(member, plan, self.rule, config, group["batch_dims"])
                 new.append(member.parameter)
             ready.append((member, plan))
-        idle = self._exchange.idle(new) if new and is_no_rate(group["lr"]) else []
+        idle = self._scheduler.idle(new) if new and is_zero_lr(group["lr"]) else []
         return [one for one in ready if not any(one[0].parameter is p for p in idle)]
 
     def _members(
@@ -347,7 +309,7 @@ class LowRankOptimizer(Optimizer):
                     f"{name()} must have its gradient whole or projected, got both: was it accumulated before "
                     "projection was turned off?"
                 )
-            plan = self._plan(parameter, group, config)
+            plan = self.plan_of(parameter, group, config)
             member = Member(parameter, self.state.get(parameter, {}), stream, projected)
             members.append((member, plan))
         return members
@@ -373,11 +335,11 @@ class LowRankOptimizer(Optimizer):
                 state = self.state.get(parameter)
                 if not state:
                     continue
-                plan = self._plan(parameter, group, config)
-                if not plan.full:
+                plan = self.plan_of(parameter, group, config)
+                if plan.uses_adamw:
+                    place_adamw_state(state, parameter, plan.sharding)
+                else:
                     place_state(state, plan, config, group["batch_dims"])
-                    continue
-                place_adamw_state(state, parameter, plan.spread)
 
     def save_state(self, path: str | os.PathLike[str], names: Names = None) -> None:
         """Write the state to a file that `lowrank_jax.load_state` and `load_state` go on from.
@@ -444,20 +406,14 @@ class LowRankOptimizer(Optimizer):
                 "torch.distributed.checkpoint saves sharded state"
             )
 
-    @cached_property
-    def _config_names(self) -> tuple[str, ...]:
-        return tuple(field.name for field in dataclasses.fields(self._config_type))
-
-    @cached_property
+    @property
     def structural_options(self) -> tuple[str, ...]:
         """The options that a state is made for, as opposed to numbers that may change in a run."""
-        own = ("algorithm", *SHAPE_OPTIONS)
-        numbers = {"betas", "eps", "momentum", "method"}
-        return (*own, *(name for name in self._config_names if name not in numbers))
+        return self._options.structural
 
     def state_shapes(
         self, parameter: Tensor, group: Mapping[str, Any]
     ) -> dict[str, tuple[int, ...]]:
         """Return the shape of every entry of a parameter's state."""
         config = self.check_options(group)
-        return self._plan(parameter, group, config).state_shapes(parameter.shape, config)
+        return self.plan_of(parameter, group, config).state_shapes(parameter.shape, config)

@@ -16,8 +16,18 @@ from lowrank_core.layout import (
     with_fitting_rank,
     with_side_of,
 )
+from lowrank_core.ops.standard import Ops
+from lowrank_core.rules.rule import MatrixStep, bind
 from lowrank_torch._matrices import matrix_shapes
-from lowrank_torch._sharding import Spread, check_config, chunk, cut_dim, local_of, spread_of
+from lowrank_torch._sharding import (
+    Sharding,
+    check_config,
+    chunk,
+    cut_dim,
+    is_sharded,
+    local_of,
+    sharding_of,
+)
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -26,40 +36,52 @@ class Plan(NamedTuple):
     """How a parameter is stepped; equal for parameters that can be stepped together."""
 
     #: Shapes of the stacks of matrices the parameter consists of; none where it gets AdamW.
-    blocks: Shapes
+    matrices: Shapes
     #: Why a parameter of a low-rank group gets AdamW; empty otherwise.
     reason: str = ""
-    #: The shapes of what this rank has of each block.
-    pieces: Shapes = ()
-    #: The shapes of what this rank steps of each block.
-    slabs: Shapes = ()
+    #: The shapes of what this rank has of each.
+    local_shapes: Shapes = ()
+    #: The shapes of what this rank steps of each.
+    shard_shapes: Shapes = ()
     #: How the parameter lies on ranks; ``None`` where each has and steps all of it.
-    spread: Spread | None = None
+    sharding: Sharding | None = None
 
     @property
-    def full(self) -> bool:
+    def uses_adamw(self) -> bool:
         """Whether the parameter gets AdamW."""
-        return not self.blocks
+        return not self.matrices
 
-    def key(self, name: str, block: int) -> str:
-        """Return the name of an entry of state, numbered where there are several blocks."""
-        return name if len(self.blocks) == 1 else f"{name}.{block}"
+    @property
+    def reduces(self) -> bool:
+        """Whether a step's sums are over several ranks."""
+        return self.sharding is not None and bool(self.sharding.reduce_dims)
 
-    def fitted(self, config: Any, block: int) -> Any:
-        """Return the configuration of a block: its rank fits, and its side is that of the whole matrices."""
-        shape = self.blocks[block]
-        if self.spread is not None and self.spread.summed:
-            config = _on_side(config, shape, self.spread)
+    def key(self, name: str, number: int) -> str:
+        """Return what an array of the state of stack ``number`` is called, numbered where there are several."""
+        return name if len(self.matrices) == 1 else f"{name}.{number}"
+
+    def fitted(self, config: Any, number: int) -> Any:
+        """Return the configuration of stack ``number``: its rank fits, and its side is that of the whole matrices."""
+        shape = self.matrices[number]
+        if self.sharding is not None and self.sharding.reduce_dims:
+            config = _on_side(config, shape, self.sharding)
         return with_fitting_rank(config, shape)
+
+    def bind(self, config: Any, ops: Ops) -> tuple[MatrixStep[Any], ...]:
+        """Return what the steps of each stack of matrices are bound to."""
+        return tuple(
+            bind(self.fitted(config, number), shape, ops, in_parts=self.reduces)
+            for number, shape in enumerate(self.matrices)
+        )
 
     def state_shapes(self, shape: Sequence[int], config: Any) -> dict[str, tuple[int, ...]]:
         """Return the shape of every entry of the state of a parameter of ``shape``, over all ranks."""
         shapes: dict[str, tuple[int, ...]] = {"step": ()}
-        if self.full:
+        if self.uses_adamw:
             return shapes | dict.fromkeys(("exp_avg", "exp_avg_sq"), tuple(shape))
-        for block, matrices in enumerate(self.blocks):
-            spec = self.fitted(config, block).state_spec(matrices)
-            shapes |= {self.key(name, block): spec[name].shape for name in spec}
+        for number, matrices in enumerate(self.matrices):
+            spec = self.fitted(config, number).state_spec(matrices)
+            shapes |= {self.key(name, number): spec[name].shape for name in spec}
         return shapes
 
 
@@ -71,7 +93,7 @@ class Member(NamedTuple):
     state: dict[str, Any]
     #: Its number among the parameters of the optimizer, of which its random numbers are a function.
     stream: int
-    #: Coefficients of the gradient of each block on the current columns, where the gradient itself was not kept.
+    #: Coefficients on the current columns of the gradient of each stack of matrices, where they were kept in its place.
     projected: Sequence[Tensor] | None = None
 
     @property
@@ -88,12 +110,12 @@ def plan_for(
     config: Any,
     *,
     whole_ranks: bool,
-    slab: Spread | None = None,
+    replicas: Sharding | None = None,
 ) -> Plan:
     """Return how a parameter in ``group`` is stepped.
 
-    ``whole_ranks`` says that the rule also takes matrices with no more basis vectors than its rank. In ``slab`` is how
-    parameters that every rank has are shared out.
+    ``whole_ranks`` says that the rule also takes matrices with no more basis vectors than its rank. In ``replicas`` is
+    how parameters that every rank has are shared out.
 
     Raises
     ------
@@ -101,65 +123,62 @@ def plan_for(
         If a sharded parameter cannot be stepped so.
     """
     shape, batch_dims = tuple(parameter.shape), group["batch_dims"]
-    spread = slab if local_of(parameter) is parameter else None
+    # A DTensor that gets AdamW gets it as it lies.
+    unsharded = None if is_sharded(parameter) else replicas
     if group["algorithm"] == "adamw":
-        return Plan((), spread=spread)
+        return Plan((), sharding=unsharded)
     single = len(shape) - batch_dims
     if single < 2:
-        return Plan((), f"{max(0, single)}-dimensional, not a matrix", spread=spread)
-    blocks = tuple(matrix_shapes(shape, group))
-    if local_of(parameter) is not parameter:
-        spread = spread_of(parameter, group)
+        return Plan((), f"{max(0, single)}-dimensional, not a matrix", sharding=unsharded)
+    matrices = tuple(matrix_shapes(shape, group))
+    sharding = sharding_of(parameter, group) if is_sharded(parameter) else replicas
+    reduces = sharding is not None and bool(sharding.reduce_dims)
     sides = [
-        _on_side(config, b, spread).side if spread is not None and spread.summed else config.side
-        for b in blocks
+        _on_side(config, m, sharding).side if reduces and sharding is not None else config.side
+        for m in matrices
     ]
-    if whole_ranks or any(
-        is_low_rank(b, rank=config.rank, side=side) for b, side in zip(blocks, sides, strict=True)
+    if not whole_ranks and not any(
+        is_low_rank(m, rank=config.rank, side=side) for m, side in zip(matrices, sides, strict=True)
     ):
-        if spread is None:
-            return Plan(blocks, "", blocks, blocks)
-        check_config(spread, config, blocks)
-        pieces = _pieces(parameter, group, blocks)
-        plan = Plan(blocks, "", pieces, (), spread)
-        return plan._replace(slabs=tuple(_slab(plan, config, b) for b in range(len(blocks))))
-    size = blocks[0][resolve_axis(blocks[0], sides[0])]
-    rank = resolve_rank(config.rank, size)
-    # A DTensor gets AdamW as it lies.
-    return Plan(
-        (),
-        f"rank {rank} is not below the transformed size {size}",
-        spread=slab if local_of(parameter) is parameter else None,
-    )
+        size = matrices[0][resolve_axis(matrices[0], sides[0])]
+        rank = resolve_rank(config.rank, size)
+        reason = f"rank {rank} is not below the transformed size {size}"
+        return Plan((), reason, sharding=unsharded)
+    if sharding is None:
+        return Plan(matrices, "", matrices, matrices)
+    check_config(sharding, config, matrices)
+    plan = Plan(matrices, "", _local_shapes(parameter, group, matrices), (), sharding)
+    shards = tuple(_shard_shape(plan, sharding, config, n) for n in range(len(matrices)))
+    return plan._replace(shard_shapes=shards)
 
 
-def _on_side(config: Any, shape: tuple[int, ...], spread: Spread) -> Any:
+def _on_side(config: Any, shape: tuple[int, ...], sharding: Sharding) -> Any:
     """Return the configuration with the side stated that matrices of ``shape`` are transformed on."""
-    axis = resolve_axis(shape, config.side) if spread.axis is None else spread.axis
+    axis = resolve_axis(shape, config.side) if sharding.axis is None else sharding.axis
     return with_side_of(config, axis)
 
 
-def _pieces(parameter: Any, group: Mapping[str, Any], blocks: Shapes) -> Shapes:
+def _local_shapes(parameter: Any, group: Mapping[str, Any], matrices: Shapes) -> Shapes:
     local, batch_dims = tuple(local_of(parameter).shape), group["batch_dims"]
     rows = any(cut_dim(p) == batch_dims for p in getattr(parameter, "placements", ()))
-    if not rows or len(blocks[0]) == batch_dims + 2:
+    if not rows or len(matrices[0]) == batch_dims + 2:
         return tuple(matrix_shapes(local, group))
     # Whole heads.
-    height = blocks[0][-2]
+    height = matrices[0][-2]
     columns = math.prod(local[batch_dims + 1 :])
     return ((*local[:batch_dims], local[batch_dims] // height, height, columns),)
 
 
-def _slab(plan: Plan, config: Any, block: int) -> tuple[int, ...]:
-    """Return the shape of what this rank steps of a block."""
-    spread, piece = plan.spread, plan.pieces[block]
-    assert spread is not None  # noqa: S101 - the caller has seen to it; this tells the type checker
-    axis = plan.fitted(config, block).layout(plan.blocks[block]).axis
-    across = -3 - axis
-    slab = list(piece)
-    if spread.replicated or spread.swapped is not None:
-        dim = spread.summed[0] if spread.swapped is None else spread.swapped
-        mesh = spread.mesh
-        slab[axis] = plan.blocks[block][axis]
-        slab[across] = chunk(piece[across], mesh.size(dim), mesh.get_local_rank(dim))[1]
-    return tuple(slab)
+def _shard_shape(plan: Plan, sharding: Sharding, config: Any, number: int) -> tuple[int, ...]:
+    """Return the shape of what this rank steps of stack ``number``."""
+    whole, local = plan.matrices[number], plan.local_shapes[number]
+    axis = plan.fitted(config, number).layout(whole).axis
+    shard = list(local)
+    if sharding.replicated or sharding.all_to_all_dim is not None:
+        dim = sharding.all_to_all_dim
+        if dim is None:
+            dim = sharding.reduce_dims[0]
+        mesh, rows = sharding.mesh, -3 - axis
+        shard[axis] = whole[axis]
+        shard[rows] = chunk(local[rows], mesh.size(dim), mesh.get_local_rank(dim))[1]
+    return tuple(shard)

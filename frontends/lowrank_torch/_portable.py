@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from lowrank_core._files import needing_safetensors
-from lowrank_core.portable import (
+from lowrank_core.rules.portable import (
     Names,
     Saved,
     Stepped,
@@ -20,6 +20,7 @@ from lowrank_core.portable import (
     stepped_by_rule,
     write,
 )
+from lowrank_core.rules.rule import Rule
 from lowrank_torch._loading import parameter_name
 from lowrank_torch._matrices import matrix_shapes
 
@@ -32,6 +33,7 @@ class Stateful(Protocol):
 
     param_groups: list[dict[str, Any]]
     state: Any
+    rule: ClassVar[Rule]
 
     def check_options(self, group: Mapping[str, Any]) -> Any:
         """Return the configuration of a group, every option checked."""
@@ -108,7 +110,8 @@ def _rows(optimizer: Stateful, names: Names) -> list[_Row]:
             stepped = stepped_by_adamw(name, parameter.shape, dtype)
         else:
             config = optimizer.check_options(group)
-            stepped = stepped_by_rule(name, config, matrix_shapes(parameter.shape, group), dtype)
+            shapes = matrix_shapes(parameter.shape, group)
+            stepped = stepped_by_rule(name, optimizer.rule, config, shapes, dtype)
         rows.append(_Row(parameter, stepped))
     return rows
 

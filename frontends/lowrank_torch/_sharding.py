@@ -1,6 +1,6 @@
 """How a parameter's matrices are spread over ranks: which dimension is whole, who has which rows, who sums with whom.
 
-A *slab* is what one rank steps: some rows of every matrix where rows are transformed, some columns where columns are.
+A *shard* is what one rank steps: some rows of every matrix where rows are transformed, some columns where columns are.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _group_of(ranks: tuple[int, ...]) -> Any:
     return _groups[key]
 
 
-class Spread(NamedTuple):
+class Sharding(NamedTuple):
     """How a parameter lies on the ranks of a mesh; equal for parameters that lie alike."""
 
     mesh: DeviceMesh
@@ -80,39 +80,41 @@ class Spread(NamedTuple):
     placements: tuple[Placement, ...]
     #: The transformed axis; ``None`` where the options decide.
     axis: int | None = None
-    #: Dimensions of the mesh that slabs of one matrix are spread over.
-    summed: tuple[int, ...] = ()
+    #: Dimensions of the mesh that shards of one matrix lie on.
+    reduce_dims: tuple[int, ...] = ()
     #: The dimension of the mesh whose ranks swap parts of rows and columns to have one of them whole.
-    swapped: int | None = None
-    #: Whether every rank has the whole parameter and steps a slab of it.
+    all_to_all_dim: int | None = None
+    #: Whether every rank has the whole parameter and steps a shard of it.
     replicated: bool = False
 
     @property
     def group(self) -> Any:
         """The process group that sums go over."""
-        if len(self.summed) == 1:
-            return self.mesh.get_group(self.summed[0])
-        if len(self.summed) == self.mesh.ndim and self.mesh.size() == dist.get_world_size():
+        if len(self.reduce_dims) == 1:
+            return self.mesh.get_group(self.reduce_dims[0])
+        if len(self.reduce_dims) == self.mesh.ndim and self.mesh.size() == dist.get_world_size():
             return dist.group.WORLD
         place: Any = self.mesh.get_coordinate()
-        own = tuple(slice(None) if d in self.summed else place[d] for d in range(self.mesh.ndim))
+        own = tuple(
+            slice(None) if d in self.reduce_dims else place[d] for d in range(self.mesh.ndim)
+        )
         return _group_of(tuple(sorted(self.mesh.mesh[own].flatten().tolist())))
 
     @property
-    def slabs(self) -> int:
-        """The number of slabs a matrix is cut into."""
-        return math.prod(self.mesh.size(dim) for dim in self.summed)
+    def shards_per_matrix(self) -> int:
+        """The number of shards a matrix is cut into."""
+        return math.prod(self.mesh.size(dim) for dim in self.reduce_dims)
 
     @property
-    def parts(self) -> int:
-        """The number of different parts, slabs and matrices, that ranks step."""
+    def num_shards(self) -> int:
+        """The number of different shards, of all matrices of a stack, that ranks step."""
         return math.prod(
             self.mesh.size(dim) for dim, p in enumerate(self.placements) if cut_dim(p) is not None
         )
 
     @property
-    def part(self) -> int:
-        """The number of the part that this rank steps; replicas of a part have the same."""
+    def shard_index(self) -> int:
+        """The number of the shard that this rank steps; replicas of a shard have the same."""
         number = 0
         for dim, placement in enumerate(self.placements):
             if cut_dim(placement) is not None:
@@ -124,13 +126,13 @@ class Spread(NamedTuple):
     ) -> tuple[Placement, ...]:
         """Return the placements of an array of state of ``shape``, of a stack of matrices of shape ``block``.
 
-        What has both dimensions of a matrix is spread over slabs; what has fewer is the same in all.
+        What has both dimensions of a matrix is spread over shards; what has fewer is the same in all.
         """
         from torch.distributed.tensor import Replicate, Shard
 
         placements: list[Placement] = []
         for place, placement in enumerate(self.placements):
-            if place not in self.summed:
+            if place not in self.reduce_dims:
                 placements.append(placement)
             elif len(shape) == len(block):
                 dim = len(shape) + (-2 if axis == -1 else -1)
@@ -153,16 +155,16 @@ def chunks(length: int, count: int) -> list[int]:
     return [chunk(length, count, place)[1] for place in range(count)]
 
 
-def slab_of(mesh: DeviceMesh) -> Spread | None:
-    """Return how replicated parameters are stepped in slabs by the ranks of ``mesh``, of one dimension."""
+def replica_sharding(mesh: DeviceMesh) -> Sharding | None:
+    """Return how replicated parameters are stepped in shards by the ranks of ``mesh``, of one dimension."""
     from torch.distributed.tensor import Shard
 
     if mesh.size() == 1:
         return None
-    return Spread(mesh, (Shard(0),), summed=(0,), replicated=True)
+    return Sharding(mesh, (Shard(0),), reduce_dims=(0,), replicated=True)
 
 
-def spread_of(parameter: Any, group: Mapping[str, Any]) -> Spread | None:
+def sharding_of(parameter: Any, group: Mapping[str, Any]) -> Sharding | None:
     """Return how a DTensor parameter lies, or ``None`` where every rank has all of it.
 
     Raises
@@ -199,11 +201,11 @@ def spread_of(parameter: Any, group: Mapping[str, Any]) -> Spread | None:
         after = list(placements)
         after[last] = Shard(batch_dims + (stay is columns))
         side = -2 if stay is columns else -1
-        return Spread(mesh, tuple(after), side, tuple(sorted((*stay, last))), last)
+        return Sharding(mesh, tuple(after), side, tuple(sorted((*stay, last))), last)
     if not any(cuts.values()):
         return None
     axis = -1 if rows else -2 if columns else None
-    return Spread(mesh, tuple(placements), axis, tuple(rows or columns))
+    return Sharding(mesh, tuple(placements), axis, tuple(rows or columns))
 
 
 def _kind(dim: int, parameter: Any, batch_dims: int, count: int) -> str:
@@ -228,21 +230,21 @@ def _check_heads(parameter: Any, group: Mapping[str, Any], count: int) -> None:
         )
 
 
-def check_config(spread: Spread, config: Any, blocks: Sequence[tuple[int, ...]]) -> None:
-    """Raise unless matrices that are spread can be stepped with these options.
+def check_config(sharding: Sharding, config: Any, blocks: Sequence[tuple[int, ...]]) -> None:
+    """Raise unless matrices that are sharded can be stepped with these options.
 
     Raises
     ------
     NotImplementedError, ValueError
         If an option needs what is not whole; the message names the option and the remedy.
     """
-    if not spread.summed:
+    if not sharding.reduce_dims:
         return
     if getattr(config, "stored", False):
         raise NotImplementedError(
             f"basis={config.basis!r} needs whole matrices; with sharded ones use a fixed basis, such as 'dct'"
         )
-    side = None if spread.axis is None else SIDE_OF[spread.axis]
+    side = None if sharding.axis is None else SIDE_OF[sharding.axis]
     if side is not None and config.side not in ("auto", side):
         cut, other = ("rows", 1) if side == "right" else ("columns", 0)
         raise ValueError(
@@ -250,10 +252,10 @@ def check_config(spread: Spread, config: Any, blocks: Sequence[tuple[int, ...]])
             f"dimension: fully_shard(module, shard_placement_fn=lambda parameter: Shard({other}))"
         )
     for shape in blocks:
-        axis = spread.axis if spread.axis is not None else config.layout(shape).axis
-        grain = config.grain(axis) or 1
-        if grain > 1 and (spread.slabs * grain > shape[-1] or shape[-1] % (spread.slabs * grain)):
+        axis = sharding.axis if sharding.axis is not None else config.layout(shape).axis
+        multiple, shards = config.block_multiple(axis), sharding.shards_per_matrix
+        if multiple > 1 and (shards * multiple > shape[-1] or shape[-1] % (shards * multiple)):
             raise ValueError(
-                f"feedback_bits and momentum_bits need columns sharded in multiples of {grain}, which {shape[-1]} over "
-                f"{spread.slabs} ranks are not; shard rows (side='right'), or set them to None"
+                f"feedback_bits and momentum_bits need columns sharded in multiples of {multiple}, which {shape[-1]} "
+                f"over {shards} ranks are not; shard rows (side='right'), or set them to None"
             )

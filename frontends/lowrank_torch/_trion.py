@@ -6,9 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lowrank_core import TrionConfig, TrionState, trion_init, trion_step, trion_survey
+from lowrank_core.rules.known import TRION
 from lowrank_torch._optimizer import LowRankOptimizer
-from lowrank_torch._stacks import Rule
 
 
 class Trion(LowRankOptimizer):
@@ -49,9 +48,7 @@ class Trion(LowRankOptimizer):
     I.-V. Modoranu et al., arXiv 2505.17967; for Muon, K. Jordan et al. (2024).
     """
 
-    algorithm = "trion"
-    _config_type = TrionConfig
-    _rule = Rule(TrionState, trion_init, trion_step, draws=False, counts=False, survey=trion_survey)
+    rule = TRION
     _whole_ranks = True
 
     def __init__(

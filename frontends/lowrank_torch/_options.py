@@ -1,0 +1,70 @@
+"""The options of parameter groups: what they are, whether they are right, and the core's configuration they give."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from lowrank_core._checks import check_choice, check_number
+from lowrank_core.rules.options import structural_options
+from lowrank_core.rules.rule import Rule
+from lowrank_torch._input import check_lr
+from lowrank_torch._matrices import SHAPE_OPTIONS, check_shape_options
+
+#: Keys of a group that are no options: what PyTorch and its schedulers keep there.
+BOOKKEEPING = {"params", "param_names", "name", "initial_lr"}
+
+
+class GroupOptions:
+    """The options that groups of one optimizer have."""
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+        self._fields = dataclasses.fields(rule.config)
+        self._names = tuple(field.name for field in self._fields)
+        # What a configuration is made of and checked for: all but the numbers that schedules change.
+        self._watched = tuple(self.defaults())
+        #: The options that a state is made for, as opposed to numbers that may change in a run.
+        self.structural = ("algorithm", *SHAPE_OPTIONS, *structural_options(rule.config))
+        # The last configuration of each group, with the values it was made of.
+        self._known: dict[int, tuple[tuple[Any, ...], Any]] = {}
+
+    def defaults(self) -> dict[str, Any]:
+        """Return the options that both algorithms have, with their defaults."""
+        defaults = {field.name: field.default for field in self._fields}
+        defaults |= {"algorithm": self.rule.name, **SHAPE_OPTIONS}
+        return defaults | {"maximize": False, "stochastic_rounding": False, "foreach": True}
+
+    def check(self, group: Mapping[str, Any]) -> Any:
+        """Return the core's configuration of a group, every option checked."""
+        check_choice("algorithm", group["algorithm"], (self.rule.name, "adamw"))
+        check_choice("maximize", group["maximize"], (False, True))
+        check_choice("stochastic_rounding", group["stochastic_rounding"], (False, True))
+        check_choice("foreach", group["foreach"], (False, True))
+        check_shape_options(group)
+        self._check_numbers(group)
+        return self.rule.config(**{name: group[name] for name in self._names})
+
+    def config_of(self, group: Mapping[str, Any]) -> Any:
+        """Return what `check` does; of a group whose options are the same objects as before, what it returned then.
+
+        The numbers that schedules change are checked at every step.
+        """
+        values = tuple(group[name] for name in self._watched)
+        known = self._known.get(id(group))
+        if known is not None and all(a is b for a, b in zip(known[0], values, strict=True)):
+            self._check_numbers(group)
+            return known[1]
+        config = self.check(group)
+        self._known[id(group)] = values, config
+        return config
+
+    def structure(self, group: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Return the values of the structural options of a group."""
+        return tuple(group[option] for option in self.structural)
+
+    @staticmethod
+    def _check_numbers(group: Mapping[str, Any]) -> None:
+        check_lr(group["lr"])
+        check_number("weight_decay", group["weight_decay"], low=0)

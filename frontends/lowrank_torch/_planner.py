@@ -1,0 +1,98 @@
+"""Plans of an optimizer's parameters, kept beside what their steps are bound to until options change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from lowrank_core.ops.standard import Ops
+from lowrank_core.rules.rule import MatrixStep
+from lowrank_torch._loading import check_shapes, check_whole
+from lowrank_torch._options import GroupOptions
+from lowrank_torch._plan import Plan, plan_for
+from lowrank_torch._sharding import Sharding, is_sharded, replica_sharding
+
+
+class Planner:
+    """Makes and remembers how each parameter of an optimizer is stepped.
+
+    Parameters
+    ----------
+    options
+        The options that its groups have.
+    whole_ranks
+        Whether the rule also takes matrices with no more basis vectors than its rank.
+    process_group
+        Replicas among whom whole parameters are shared out, or ``None``.
+    ops
+        The operations that steps are bound to.
+    """
+
+    def __init__(
+        self, options: GroupOptions, whole_ranks: bool, process_group: Any, ops: Ops
+    ) -> None:
+        self._options, self._whole_ranks, self._ops = options, whole_ranks, ops
+        self._process_group = process_group
+        self._plans: dict[Tensor, tuple[Any, Plan]] = {}
+        self._bound: dict[Plan, tuple[Any, tuple[MatrixStep[Any], ...]]] = {}
+        self._replicas: dict[str, Sharding | None] = {}
+
+    def plan(
+        self,
+        parameter: Tensor,
+        group: Mapping[str, Any],
+        config: Any,
+        state: Mapping[str, Any] | None,
+        name: Callable[[], str],
+    ) -> Plan:
+        """Return how a parameter is stepped, the ``state`` it has being checked when that changes.
+
+        Raises
+        ------
+        NotImplementedError, ValueError
+            If it cannot be stepped as the options say, or its state does not fit.
+        """
+        structure = self._options.structure(group)
+        known = self._plans.get(parameter)
+        if known is not None and known[0] == structure:
+            return known[1]
+        replicas = self._replicas_of(parameter)
+        try:
+            plan = plan_for(
+                parameter, group, config, whole_ranks=self._whole_ranks, replicas=replicas
+            )
+        except (NotImplementedError, ValueError) as error:
+            if replicas is None and not is_sharded(parameter):
+                raise
+            raise type(error)(f"{name()}: {error}") from error
+        if state:
+            wanted = plan.state_shapes(parameter.shape, config)
+            check_shapes("the optimizer's state", state, wanted, name())
+            if plan.sharding is None and not is_sharded(parameter):
+                check_whole(state, name())
+            self._plans[parameter] = structure, plan
+        return plan
+
+    def bound(self, plan: Plan, config: Any) -> tuple[MatrixStep[Any], ...]:
+        """Return what the steps of a plan are bound to under a configuration."""
+        known = self._bound.get(plan)
+        # A configuration that is the same object has the same values; other ones may hold tensors.
+        if known is not None and known[0] is config:
+            return known[1]
+        matrices = plan.bind(config, self._ops)
+        self._bound[plan] = config, matrices
+        return matrices
+
+    def _replicas_of(self, parameter: Tensor) -> Sharding | None:
+        """Return how a parameter that every rank has is shared out."""
+        if self._process_group is None or parameter.ndim < 2 or is_sharded(parameter):
+            return None
+        kind = parameter.device.type
+        if kind not in self._replicas:
+            from torch.distributed.device_mesh import DeviceMesh
+
+            mesh = DeviceMesh.from_group(self._process_group, kind)
+            self._replicas[kind] = replica_sharding(mesh)
+        return self._replicas[kind]

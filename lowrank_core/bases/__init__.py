@@ -1,0 +1,1 @@
+"""Fixed orthonormal bases: the DCT and its kin."""

@@ -1,0 +1,1 @@
+"""Numerical tools that know nothing of optimizers: random numbers, rounding, codes, orthonormalisation."""

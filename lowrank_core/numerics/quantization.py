@@ -1,0 +1,121 @@
+"""Numbers in 8 or 4 bits: codes between the minimum and the maximum of each block of the last axis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lowrank_core._checks import check_choice, check_floating
+from lowrank_core._typing import Array
+from lowrank_core.ops.precision import to_compute
+from lowrank_core.ops.registry import ops_for
+from lowrank_core.ops.standard import Ops
+
+BITS = (8, 4)
+
+#: Numbers that share a minimum and a scale.
+BLOCK = 256
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """An array in codes: ``x ~ minimum + scale * code``, a minimum and a scale for each block of 256 numbers.
+
+    Attributes
+    ----------
+    codes
+        ``(..., n)`` uint8 for 8 bits; ``(..., ceil(n / 2))`` for 4 bits, two codes a byte, the first in the high
+        nibble.
+    minimum, scale
+        ``(..., ceil(n / 256))`` float32 (float64 for float64), in the units of ``x``.
+    bits
+        8 or 4.
+    size
+        ``n``, the length of the last axis.
+    """
+
+    codes: Array
+    minimum: Array
+    scale: Array
+    bits: int
+    size: int
+
+
+def quantize(x: Array, /, bits: int) -> Quantized:
+    """Return ``x`` in codes of ``bits`` bits.
+
+    With ``scale = (max - min) / (2**bits - 1)`` of a block, ``code = floor((x - min) / scale + 1/2)``, so that
+    ``|x - dequantize(quantize(x))| <= scale / 2`` up to rounding. A constant block comes back exactly.
+
+    Parameters
+    ----------
+    x
+        ``(..., n)``, real floating-point, ``n >= 1``.
+    bits
+        8 or 4.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is none of the above.
+    """
+    ops = ops_for(x)
+    xp = ops.xp
+    check_floating("x", x, xp)
+    check_choice("bits", bits, BITS)
+    if x.ndim < 1 or x.shape[-1] < 1:
+        raise ValueError(f"x must not be empty along its last axis, got shape {tuple(x.shape)}")
+    codes, minimum, scale = _encoded(to_compute(x, ops), bits, ops)
+    return Quantized(codes, minimum, scale, bits, x.shape[-1])
+
+
+def dequantize(quantized: Quantized, /) -> Array:
+    """Return the numbers that ``quantized`` stands for, ``(..., n)`` in the dtype of its scale."""
+    ops = ops_for(quantized.codes)
+    xp, codes, size = ops.xp, quantized.codes, quantized.size
+    if quantized.bits == 4:
+        pairs = xp.stack([codes >> 4, codes & 15], axis=-1)
+        codes = xp.reshape(pairs, (*codes.shape[:-1], 2 * codes.shape[-1]))[..., :size]
+    place = xp.arange(size, dtype=xp.int32, device=ops.device_of(codes)) // BLOCK
+    scale, minimum = (ops.take(x, place, axis=-1) for x in (quantized.scale, quantized.minimum))
+    return xp.astype(codes, scale.dtype) * scale + minimum
+
+
+def _encoded(x: Array, bits: int, ops: Ops) -> tuple[Array, Array, Array]:
+    """Return the codes of ``x`` ``(..., n)``, and the minimum and the scale of each block."""
+    xp = ops.xp
+    size, lead = x.shape[-1], x.shape[:-1]
+    # Repeating the last number fills the last block without moving its minimum or maximum.
+    padding = -size % BLOCK
+    if padding:
+        x = xp.concat([x, xp.broadcast_to(x[..., -1:], (*lead, padding))], axis=-1)
+    blocks = xp.reshape(x, (*lead, (size + padding) // BLOCK, BLOCK))
+    minimum, maximum = xp.min(blocks, axis=-1), xp.max(blocks, axis=-1)
+    levels = 2**bits - 1
+    # Not divided: compilers turn that into this product, and all libraries are to have the same codes.
+    scale = (maximum - minimum) * (1 / levels)
+    divisor = xp.where(scale > 0, scale, xp.ones_like(scale))
+    ratio = (blocks - minimum[..., None]) / divisor[..., None]
+    # What is not finite has no code; its block's minimum or scale is not finite either and tells of it.
+    ratio = xp.where(xp.isfinite(ratio), ratio, xp.zeros_like(ratio))
+    codes = xp.astype(xp.clip(xp.floor(ratio + 0.5), 0, levels), xp.uint8)
+    codes = xp.reshape(codes, (*lead, size + padding))[..., :size]
+    if bits == 4:
+        if size % 2:
+            codes = xp.concat([codes, xp.zeros_like(codes[..., :1])], axis=-1)
+        codes = (codes[..., ::2] << 4) | codes[..., 1::2]
+    return codes, minimum, scale
+
+
+def quantized_shapes(shape: tuple[int, ...], bits: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the shapes of the codes and of the scales of an array of ``shape``."""
+    *lead, size = shape
+    per_byte = 8 // bits
+    return (*lead, -(-size // per_byte)), (*lead, -(-size // BLOCK))
+
+
+def block_multiple(axis: int, bits: int | None) -> int:
+    """Return at multiples of what blocks of the dimension that is not ``axis`` have ``bits``-bit codes of their own.
+
+    ``bits`` is ``None`` for numbers that are not kept in codes.
+    """
+    return 1 if bits is None or axis == -1 else BLOCK

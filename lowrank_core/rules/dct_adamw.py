@@ -1,0 +1,359 @@
+"""DCT-AdamW for one matrix: Adam's moments kept for the few basis columns a gradient aligns with.
+
+Source: I.-V. Modoranu, M. Safaryan, E. Schultheis, M. Ryabinin, A. Chumachenko, D. Alistarh, "FFT-based
+dynamic subspace selection for low-rank adaptive optimization of large language models", arXiv 2505.17967.
+
+Notation, for a matrix whose rows are transformed (axis -1); where columns are, transpose everything::
+
+    G   m x n   gradient                     Q    n x n   orthonormal basis, Q_I its columns I
+    Xi  m x n   what earlier steps left out  I    r       the chosen columns
+    A   m x n   G + Xi                       a    m x r   A Q_I, the coefficients on them
+    S   m x n   A Q, all coefficients        m, v m x r   Adam's moments of a
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+from lowrank_core._checks import check_matrix
+from lowrank_core._typing import Array, Device, DType, Namespace, Scalar
+from lowrank_core.layout import on_axis
+from lowrank_core.numerics.random import make_key
+from lowrank_core.numerics.rounding import store
+from lowrank_core.ops.axes import apply_matrix
+from lowrank_core.ops.precision import compute_dtype, compute_dtype_name, to_compute
+from lowrank_core.ops.registry import ops_for, ops_for_namespace
+from lowrank_core.ops.standard import Ops
+from lowrank_core.rules.dct_adamw_columns import (
+    ColumnSelection,
+    compute_vectors,
+    joined_sums,
+    select,
+)
+from lowrank_core.rules.dct_adamw_config import SEED_COUNT, DCTAdamWConfig, DCTAdamWState
+from lowrank_core.rules.reductions import Steps, Sum, run
+from lowrank_core.rules.residuals import DEFAULT_SCALE, limit_growth, normalize_columns, row_ratios
+from lowrank_core.rules.rule import MatrixStep, bind
+from lowrank_core.rules.state import check_state, empty_state, load_buffer, store_buffer
+from lowrank_core.subspace.moments import Moments, carry_moments, decayed_weight, mean_energy
+from lowrank_core.subspace.projection import project_on
+from lowrank_core.subspace.stored import starting_vectors
+from lowrank_core.subspace.update import (
+    CoefficientRest,
+    DenseRest,
+    LowRankUpdate,
+    Rest,
+    SignRest,
+    lifted,
+    without_chosen,
+)
+
+
+def dct_adamw_steps(
+    gradient: Array, state: DCTAdamWState, matrix: MatrixStep[DCTAdamWConfig], refresh: bool
+) -> Steps[tuple[LowRankUpdate, DCTAdamWState]]:
+    """Do one step on some or all rows of a matrix: a generator of the sums over all rows that it needs.
+
+    Parameters
+    ----------
+    gradient
+        ``(..., m, n)``: all rows of a matrix or, where ``matrix`` says so, some.
+    state
+        The state of these rows.
+    matrix
+        What the steps of the matrix are bound to.
+    refresh
+        Whether columns are chosen anew, a host boolean.
+
+    Returns
+    -------
+    Generator
+        Yields `Sum`; returns the update and the new state. The update may refer to ``gradient``.
+    """
+    # I, the columns of S = A Q with the largest norms, or those of the step before; a = A Q_I; and m, v of the columns.
+    projected = yield from _project(gradient, state, matrix, refresh)
+    # m <- b1 m + (1 - b1) a,  v <- b2 v + (1 - b2) a^2,  u = m_hat / (sqrt(v_hat) + eps)
+    update, after = adam_step(
+        projected.a, projected.moments, projected.columns, state, matrix, overwrite=refresh
+    )
+    # What becomes of E = A - a Q_I^T. The parameter moves by -lr (u Q_I^T + rest).
+    rest, after = yield from _rest(projected, update, after, matrix)
+    return replace(update, rest=rest), after
+
+
+class _Projected(NamedTuple):
+    """A gradient on the columns of a step; of ``A`` and ``S``, as large as the matrix, what is needed further on."""
+
+    a: Array
+    columns: ColumnSelection
+    moments: Moments
+    A: Any
+    S: Any
+
+
+def _project(
+    gradient: Array, state: DCTAdamWState, matrix: MatrixStep[DCTAdamWConfig], refresh: bool
+) -> Steps[_Projected]:
+    """Return the columns of this step, the coefficients on them and the moments carried to them."""
+    config, axis, ops = matrix.config, matrix.layout.axis, matrix.ops
+    dtype = compute_dtype(gradient.dtype, ops.xp)
+    moments = wide_moments(state, dtype, ops)
+    if config.stored:
+        # Vectors are computed from the whole matrix: there is nothing to add up.
+        A = _with_feedback(gradient, state, matrix)
+        columns = ColumnSelection(None, None, ops.astype(state.vectors, dtype))
+        if refresh:
+            columns, moments = compute_vectors(A, columns.vectors, moments, state.step, matrix)
+        a = apply_matrix(A, columns.vectors, axis, ops.xp)
+        return _Projected(a, columns, moments, A, None)
+
+    S: Any = None
+    if refresh or config.transforms_every_step:
+        # Of A and S, as large as the matrix, S alone is held while the sum is waited for: A is made anew of G.
+        S = matrix.basis.transform_scored(
+            _with_feedback(gradient, state, matrix),
+            ops, axis=axis, method=config.method, norms=config.norms(refresh),
+        )  # fmt: skip
+    choose = partial(select, state, matrix, refresh, dtype)
+    columns = yield Sum(joined_sums(S, matrix, refresh), choose)
+    A = _with_feedback(gradient, state, matrix)
+    if S is None:
+        a = project_on(A, columns.indices, columns.vectors, matrix.basis, axis, ops)
+    else:
+        a = S.take(columns.indices)
+    if refresh:
+        # A column that stays keeps its moments, a newcomer starts at zero.
+        moments = carry_moments(moments, columns.moved, columns.newcomers, axis, ops)
+    kept = S if config.transforms_every_step else None
+    return _Projected(a, columns, moments, None if config.residual == "discard" else A, kept)
+
+
+def _rest(
+    projected: _Projected,
+    update: LowRankUpdate,
+    state: DCTAdamWState,
+    matrix: MatrixStep[DCTAdamWConfig],
+) -> Steps[tuple[Rest, DCTAdamWState]]:
+    """Return what the residual policy adds to the update, and ``state``, which is that after this step, with its part.
+
+    With ``rho`` the option ``residual_scale``.
+    """
+    config, layout, ops, t = matrix.config, matrix.layout, matrix.ops, state.step
+    a, columns, _, A, S = projected
+    rho = config.residual_scale
+    if rho is None:
+        rho = DEFAULT_SCALE.get(config.residual, 1.0)
+    match config.residual:
+        case "error_feedback":
+            # Xi <- E
+            E = A - lifted(a, update, ops)
+            return None, store_buffer(state, "feedback", E, config.feedback_bits, t, ops)
+        case "sign" if (
+            layout.rank < layout.size
+        ):  # of all columns E is rounding, which has signs too
+            # rho sign(E)
+            return SignRest(A, a, rho), state
+        case "normalized":
+            # rho S_j / (sqrt(c_j) + eps), with c_j the moving average of column j's mean square
+            c = mean_energy(columns.energy, config.energy_decay, config.energy_count(t), ops)
+            scaled = normalize_columns(S.values, c, rho, config.eps, ops, axis=layout.axis)
+            return CoefficientRest(scaled), state
+        case "scaled":
+            # rho ||u_i|| / ||a_i|| E_i for each row i, its norm growing by at most 1 % a step
+            ratios = row_ratios(update.factor, a, ops, axis=layout.axis) * rho
+            if S is None:
+                E = (A - lifted(a, update, ops)) * ratios
+            else:
+                E = without_chosen(S.values, columns.indices, layout.axis, ops) * ratios
+            square = ops.xp.sum(E * E, axis=(-2, -1))
+            shrink, norm = yield Sum(square, partial(limit_growth, state.residual_norm, ops))
+            E = E * shrink[..., None, None]
+            rest = DenseRest(E) if S is None else CoefficientRest(E)
+            return rest, state._replace(residual_norm=norm)
+        case _:
+            return None, state
+
+
+def _with_feedback(
+    gradient: Array, state: DCTAdamWState, matrix: MatrixStep[DCTAdamWConfig]
+) -> Array:
+    """Return ``A = G + Xi`` in the dtype to compute in."""
+    full = to_compute(gradient, matrix.ops)
+    if state.feedback is None:
+        return full
+    shape, bits = tuple(gradient.shape), matrix.config.feedback_bits
+    return full + load_buffer(state, "feedback", bits, shape, full.dtype, matrix.ops)
+
+
+def wide_moments(state: DCTAdamWState, dtype: DType, ops: Ops) -> Moments:
+    """Return the moments of ``state`` in the dtype of the arithmetic."""
+    first, second = (ops.astype(x, dtype) for x in (state.first_moment, state.second_moment))
+    return Moments(first, second, state.ages)
+
+
+def adam_step(
+    low_rank: Array,
+    moments: Moments,
+    columns: ColumnSelection,
+    state: DCTAdamWState,
+    matrix: MatrixStep[DCTAdamWConfig],
+    *,
+    overwrite: bool,
+) -> tuple[LowRankUpdate, DCTAdamWState]:
+    """Return Adam's step on the chosen columns, without a residual part, and the state after it."""
+    config, layout, ops = matrix.config, matrix.layout, matrix.ops
+    t = state.step + 1
+    ages = None if moments.ages is None else moments.ages + 1
+    factor, first, second = ops.adam_update(
+        low_rank,
+        (moments.first, moments.second),
+        config.betas,
+        _weights(ages, t, low_rank, matrix),
+        config.eps,
+        overwrite=overwrite,
+    )
+    update = LowRankUpdate(
+        factor, columns.indices, layout.axis, layout.size, config.basis, columns.vectors,
+        method=config.method,
+    )  # fmt: skip
+    vectors = state.vectors
+    if vectors is not None:
+        vectors = ops.astype(columns.vectors, vectors.dtype)
+    return update, state._replace(
+        step=t,
+        first_moment=store(first, state.first_moment.dtype, t, 1, ops),
+        second_moment=store(second, state.second_moment.dtype, t, 2, ops),
+        indices=columns.indices,
+        vectors=vectors,
+        ages=ages,
+        energy=columns.energy,
+    )
+
+
+def _weights(
+    ages: Array | None, t: int | Array, like: Array, matrix: MatrixStep[DCTAdamWConfig]
+) -> tuple[Scalar, Scalar]:
+    """Return what the two moments are divided by to correct for their start at zero."""
+    config, axis, ops = matrix.config, matrix.layout.axis, matrix.ops
+    beta1, beta2 = config.betas
+    if ages is None:
+        return decayed_weight(beta1, t, ops, like), decayed_weight(beta2, t, ops, like)
+    if config.bias_correction == "column":
+        first = decayed_weight(beta1, ages, ops, like)
+        return on_axis(first, axis), on_axis(decayed_weight(beta2, ages, ops, like), axis)
+    # A newcomer's first moment is left small, and its second was seeded: so it fades in.
+    return 1.0, on_axis(decayed_weight(beta2, ages + SEED_COUNT, ops, like), axis)
+
+
+def dct_adamw_init(
+    shape: tuple[int, ...],
+    config: DCTAdamWConfig,
+    *,
+    xp: Namespace,
+    dtype: DType = None,
+    device: Device = None,
+    stream: int = 0,
+) -> DCTAdamWState:
+    """Return the state before the first step: moments of zero for the first ``r`` columns.
+
+    Parameters
+    ----------
+    shape
+        ``(..., m, n)``: leading dimensions stack independent matrices.
+    config
+        The options.
+    xp
+        Array namespace of the gradients to come.
+    dtype
+        Their dtype, an object or its name; float32 by default.
+    device
+        Where to keep the state; the library's default place by default.
+    stream
+        Number of the matrix among those of a model, so that each draws random numbers of its own.
+
+    Raises
+    ------
+    ValueError
+        If the rank exceeds the transformed dimension, or the basis does not exist at its size.
+    """
+    ops = ops_for_namespace(xp)
+    layout = config.layout(shape)
+    spec = config.state_spec(shape, compute_dtype_name(dtype))
+    arrays = empty_state(spec, ops, device)
+    if config.stored:
+        vectors = arrays["vectors"]
+        arrays["vectors"] = starting_vectors(tuple(vectors.shape), config.seed, ops, vectors)
+    else:
+        first = ops.xp.arange(layout.rank, dtype=ops.xp.int32, device=device)
+        arrays["indices"] = arrays["indices"] + first
+    if config.selection == "sampled":
+        arrays["key"] = make_key(config.seed, stream, layout.batch, ops, device)
+    return DCTAdamWState(step=ops.step_counter(device), **arrays)
+
+
+def dct_adamw_step(
+    gradient: Array,
+    state: DCTAdamWState,
+    config: DCTAdamWConfig,
+    /,
+    *,
+    refresh: bool | Array | None = None,
+    ops: Ops | None = None,
+) -> tuple[LowRankUpdate, DCTAdamWState]:
+    """Return the direction of one step and the state after it; neither argument is changed.
+
+    With ``A`` the gradient plus the fed-back residual and ``a = A Q_I`` its coefficients on the chosen columns,
+    ``m <- b1 m + (1 - b1) a``, ``v <- b2 v + (1 - b2) a^2`` and ``u = m_hat / (sqrt(v_hat) + eps)``. The parameter
+    is to move by ``-lr * (u Q_I^T + residual part)``; decoupled weight decay is the caller's.
+
+    Parameters
+    ----------
+    gradient
+        ``(..., m, n)``, real floating-point. The update does not refer to it.
+    state
+        From :func:`dct_adamw_init` or an earlier step on the same shape.
+    config
+        The options the state was made with.
+    refresh
+        Whether to choose columns anew at this step; ``None`` follows ``config.refresh_every``. A host
+        boolean where steps are not traced.
+    ops
+        Operations to use; those of the gradient's library by default.
+
+    Returns
+    -------
+    tuple
+        The update, in float32 (float64 for float64 gradients), dimensionless, and the new state.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the gradient is not a matrix of real floating-point numbers, or the state is not one for it.
+    """
+    matrix = bind_checked(gradient, state, config, ops)
+    ops = matrix.ops
+    if refresh is None:
+        refresh = config.refreshes(state.step + 1)
+
+    def step(refresh: bool) -> tuple[LowRankUpdate, DCTAdamWState]:
+        return run(dct_adamw_steps(gradient, state, matrix, refresh))
+
+    update, after = ops.cond(refresh, lambda: step(True), lambda: step(False))
+    if isinstance(update.rest, SignRest) and update.rest.gradient is gradient:
+        own = update.rest._replace(gradient=ops.copy(gradient))
+        update = replace(update, rest=own)
+    return update, after
+
+
+def bind_checked(
+    gradient: Array, state: DCTAdamWState, config: DCTAdamWConfig, ops: Ops | None
+) -> MatrixStep[DCTAdamWConfig]:
+    """Return what a step is bound to, its arguments checked."""
+    ops = ops_for(gradient) if ops is None else ops
+    check_matrix("gradient", gradient, ops.xp)
+    shape = tuple(gradient.shape)
+    matrix = bind(config, shape, ops)
+    check_state(state, config.state_spec(shape), shape)
+    return matrix

@@ -1,0 +1,21 @@
+"""The rules there are, as frontends and state files know them."""
+
+from __future__ import annotations
+
+from lowrank_core.rules.dct_adamw import dct_adamw_init, dct_adamw_steps
+from lowrank_core.rules.dct_adamw_config import DCTAdamWConfig, DCTAdamWState
+from lowrank_core.rules.dct_adamw_projected import project_current, step_projected
+from lowrank_core.rules.rule import Rule
+from lowrank_core.rules.trion import trion_init, trion_steps
+from lowrank_core.rules.trion_config import TrionConfig, TrionState
+
+DCT_ADAMW = Rule(
+    "dct_adamw",
+    DCTAdamWConfig,
+    DCTAdamWState,
+    dct_adamw_init,
+    dct_adamw_steps,
+    project=project_current,
+    step_projected=step_projected,
+)
+TRION = Rule("trion", TrionConfig, TrionState, trion_init, trion_steps, step_dependent=False)

@@ -1,0 +1,57 @@
+"""Which options of a rule may change while a run goes on: said once, on the fields of its configuration.
+
+State depends on every other option, so that these are *structural*: fixed for a run, and compared when state is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from numbers import Integral
+from typing import Any
+
+from lowrank_core.ops.precision import dtype_name
+
+_NUMBER, _SPEED = "number", "speed"
+
+
+def number(default: Any) -> Any:
+    """Return a field for a number that may change from step to step, or be a traced value."""
+    return dataclasses.field(default=default, metadata={_NUMBER: True})
+
+
+def speed_choice(default: Any) -> Any:
+    """Return a field for a choice of speed alone, which changes rounding and never the mathematics."""
+    return dataclasses.field(default=default, metadata={_SPEED: True})
+
+
+def number_options(config_type: type[Any]) -> tuple[str, ...]:
+    """Return the options of a configuration that are numbers which may change from step to step."""
+    return tuple(f.name for f in dataclasses.fields(config_type) if _NUMBER in f.metadata)
+
+
+def structural_options(config_type: type[Any]) -> tuple[str, ...]:
+    """Return the options of a configuration that its state depends on."""
+    return tuple(
+        f.name
+        for f in dataclasses.fields(config_type)
+        if _NUMBER not in f.metadata and _SPEED not in f.metadata
+    )
+
+
+def plain_options(config: Any, *integers: str) -> None:
+    """Give a frozen configuration that is being made Python's own values where equal ones of other kinds were given.
+
+    NumPy's integers become ``int``, a pair of decay rates a tuple, a dtype its name: so options compare equal after a
+    way through JSON or YAML, and are written to files.
+    """
+    plain: dict[str, Any] = {}
+    for name in integers:
+        value = getattr(config, name)
+        if not isinstance(value, bool) and isinstance(value, Integral):
+            plain[name] = int(value)
+    if isinstance(getattr(config, "betas", None), list):
+        plain["betas"] = tuple(config.betas)
+    if config.state_dtype is not None:
+        plain["state_dtype"] = dtype_name(config.state_dtype)
+    for name, value in plain.items():
+        object.__setattr__(config, name, value)

@@ -1,0 +1,85 @@
+"""What a rule of update is to those who run it, and what one of its steps is bound to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from lowrank_core._typing import Array
+from lowrank_core.bases.registry import STORED_BASES, get_basis
+from lowrank_core.layout import Layout, with_side_of
+from lowrank_core.ops.standard import Ops
+from lowrank_core.rules.reductions import Steps
+from lowrank_core.subspace.update import LowRankUpdate
+
+Config = TypeVar("Config", bound=Any)
+
+
+@dataclass(frozen=True, eq=False)
+class MatrixStep(Generic[Config]):
+    """What the steps of one matrix (or of a stack of same-shaped ones) need and do not change.
+
+    Attributes
+    ----------
+    config
+        The rule's options, with the side stated where a step is given parts of the matrix.
+    layout
+        Geometry of the whole matrix, whatever part of its rows a step is given.
+    basis
+        Its `Basis`; ``None`` where the vectors are state.
+    ops
+        Operations of the array library.
+    in_parts
+        Whether a step is given some of the rows, and its sums are over several such parts.
+    """
+
+    config: Config
+    layout: Layout
+    basis: Any
+    ops: Ops
+    in_parts: bool = False
+
+
+def bind(
+    config: Config, shape: tuple[int, ...], ops: Ops, *, in_parts: bool = False
+) -> MatrixStep[Config]:
+    """Return what steps on matrices of ``shape`` need, or on parts of them.
+
+    Raises
+    ------
+    ValueError
+        If the options do not fit the shape.
+    """
+    layout = config.layout(shape)
+    if in_parts:
+        config = with_side_of(config, layout.axis)
+    basis = None if config.basis in STORED_BASES else get_basis(config.basis)
+    return MatrixStep(config, layout, basis, ops, in_parts)
+
+
+class Rule(NamedTuple):
+    """A rule of update, as frontends and state files know it."""
+
+    #: What it is called in options, summaries and files.
+    name: str
+    #: Type of its options.
+    config: type[Any]
+    #: Type of its state.
+    state: type[Any]
+    #: ``init(shape, config, *, xp, dtype, device)``: the state before the first step.
+    init: Callable[..., Any]
+    #: ``steps(gradient, state, matrix, refresh)``: one step on some or all rows of ``matrix``, a `MatrixStep`, whose
+    #: columns are chosen anew if ``refresh``.
+    steps: Callable[[Array, Any, MatrixStep[Any], bool], Steps[tuple[LowRankUpdate, Any]]]
+    #: Whether what a step does depends on how many there have been.
+    step_dependent: bool = True
+    #: ``project(gradient, state, matrix)`` and ``step_projected(low_rank, state, matrix)``: the coefficients of a
+    #: gradient on the current columns, and the step on these alone; ``None`` where the rule has no such step.
+    project: Callable[[Array, Any, MatrixStep[Any]], Array] | None = None
+    step_projected: Callable[[Array, Any, MatrixStep[Any]], tuple[LowRankUpdate, Any]] | None = None
+
+    @property
+    def uses_rng(self) -> bool:
+        """Whether ``init`` takes a ``stream``, so that each matrix draws random numbers of its own."""
+        return "key" in self.state._fields

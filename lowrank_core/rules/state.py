@@ -1,0 +1,145 @@
+"""What optimizer state is made of: the shape and dtype of every array, and so its size in bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from lowrank_core._checks import check_choice
+from lowrank_core._typing import Array, Device, DType
+from lowrank_core.numerics.quantization import Quantized, dequantize, quantize, quantized_shapes
+from lowrank_core.numerics.rounding import store
+from lowrank_core.ops.precision import as_dtype, dtype_name
+from lowrank_core.ops.standard import Ops
+
+_ITEM_BYTES = {"float64": 8, "float32": 4, "int32": 4, "bfloat16": 2, "float16": 2, "uint8": 1}
+State = TypeVar("State", bound=Any)
+
+STATE_DTYPES = ("float64", "float32", "bfloat16", "float16")
+
+
+class ArraySpec(NamedTuple):
+    """Shape of an array and the name of its dtype."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return math.prod(self.shape) * _ITEM_BYTES[self.dtype]
+
+
+class HasState(Protocol):
+    """A configuration that knows the state it leads to."""
+
+    def state_spec(self, shape: tuple[int, ...], dtype: str = "float32") -> dict[str, ArraySpec]:
+        """Return shape and dtype of every array of the state of matrices of ``shape``."""
+
+
+def check_state_dtype(name: str | None) -> None:
+    """Raise ``ValueError`` unless ``name`` names a dtype that moments can be kept in."""
+    check_choice("state_dtype", name, (None, *STATE_DTYPES))
+
+
+def empty_state(spec: Mapping[str, ArraySpec], ops: Ops, device: Device) -> dict[str, Array]:
+    """Return arrays of zeros as ``spec`` says.
+
+    Raises
+    ------
+    ValueError
+        If the array library has no such dtype.
+    """
+    arrays = {}
+    for name, (shape, dtype) in spec.items():
+        kind = as_dtype("state_dtype", dtype, ops.xp)
+        arrays[name] = ops.xp.zeros(shape, dtype=kind, device=device)
+    return arrays
+
+
+def check_state(state: Any, spec: Mapping[str, ArraySpec], shape: tuple[int, ...]) -> None:
+    """Raise ``ValueError`` unless ``state`` has the arrays of ``spec``, which matrices of ``shape`` ask for."""
+    for name, array in state._asdict().items():
+        if name == "step":
+            continue
+        wanted = spec[name].shape if name in spec else None
+        found = None if array is None else tuple(array.shape)
+        if wanted != found:
+            raise ValueError(
+                f"state must fit the gradient and the config: for a gradient of shape {shape}, {name} is "
+                f"{_described(wanted)}, got {_described(found)}"
+            )
+
+
+def state_bytes(shape: tuple[int, ...], config: HasState, *, dtype: DType = "float32") -> int:
+    """Return the bytes of optimizer state of matrices of ``shape``, without making an array.
+
+    Parameters
+    ----------
+    shape
+        ``(..., m, n)``: leading dimensions stack independent matrices.
+    config
+        A `DCTAdamWConfig` or a `TrionConfig`.
+    dtype
+        The dtype the moments are kept in unless ``config.state_dtype`` says otherwise, an object or its name.
+
+    Returns
+    -------
+    int
+        Bytes of all arrays of the state. The step count, a number, is not among them.
+
+    Raises
+    ------
+    ValueError
+        If the options do not fit the shape, or state cannot be of such a dtype.
+    """
+    name = dtype_name(dtype)
+    check_choice("dtype", name, STATE_DTYPES)
+    return sum(array.nbytes for array in config.state_spec(tuple(shape), name).values())
+
+
+def buffer_spec(
+    name: str, shape: tuple[int, ...], dtype: str, scale_dtype: str, bits: int | None
+) -> dict[str, ArraySpec]:
+    """Return what a buffer of the size of the parameter is kept as: one array, or codes with their scales."""
+    if bits is None:
+        return {name: ArraySpec(shape, dtype)}
+    codes, scales = quantized_shapes(shape, bits)
+    return {
+        name: ArraySpec(codes, "uint8"),
+        f"{name}_minimum": ArraySpec(scales, scale_dtype),
+        f"{name}_scale": ArraySpec(scales, scale_dtype),
+    }
+
+
+def load_buffer(
+    state: Any, name: str, bits: int | None, shape: tuple[int, ...], dtype: DType, ops: Ops
+) -> Array:
+    """Return the buffer ``name`` of a state as numbers of ``dtype``."""
+    kept = getattr(state, name)
+    if bits is not None:
+        minimum, scale = getattr(state, f"{name}_minimum"), getattr(state, f"{name}_scale")
+        kept = dequantize(Quantized(kept, minimum, scale, bits, shape[-1]))
+    return ops.astype(kept, dtype)
+
+
+def store_buffer(
+    state: State, name: str, x: Array, bits: int | None, step: int | Array, ops: Ops
+) -> State:
+    """Return the state with ``x`` kept as its buffer ``name``."""
+    if bits is None:
+        return state._replace(**{name: store(x, getattr(state, name).dtype, step, 3, ops)})
+    quantized = quantize(x, bits)
+    scale_dtype = getattr(state, f"{name}_scale").dtype
+    return state._replace(
+        **{
+            name: quantized.codes,
+            f"{name}_minimum": ops.astype(quantized.minimum, scale_dtype),
+            f"{name}_scale": ops.astype(quantized.scale, scale_dtype),
+        }
+    )
+
+
+def _described(shape: tuple[int, ...] | None) -> str:
+    return "absent" if shape is None else f"of shape {shape}"

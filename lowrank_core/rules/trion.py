@@ -1,0 +1,188 @@
+"""Trion for one matrix: momentum orthonormalised on the few basis columns it aligns with.
+
+Source: I.-V. Modoranu, M. Safaryan, E. Schultheis, M. Ryabinin, A. Chumachenko, D. Alistarh, "FFT-based
+dynamic subspace selection for low-rank adaptive optimization of large language models", arXiv 2505.17967.
+
+Notation, for a matrix whose rows are transformed (axis -1); where columns are, transpose everything::
+
+    G   m x n   gradient                        Q    n x n   orthonormal basis, Q_I its columns I
+    M   m x n   momentum and what was left out  I    r       the chosen columns
+    B   m x n   M + G                           b    m x r   B Q_I, the coefficients on them
+    S   m x n   B Q, all coefficients           o    m x r   b orthonormalised
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import partial
+
+from lowrank_core._checks import check_matrix
+from lowrank_core._typing import Array, Device, DType, Namespace
+from lowrank_core.layout import Layout
+from lowrank_core.numerics.orthogonalization import (
+    NewtonSchulz,
+    gram,
+    is_direct,
+    multiply,
+    orthogonalize_directly,
+)
+from lowrank_core.ops.precision import compute_dtype_name, to_compute
+from lowrank_core.ops.registry import ops_for, ops_for_namespace
+from lowrank_core.ops.standard import Ops
+from lowrank_core.rules.reductions import Steps, Sum, run
+from lowrank_core.rules.rule import MatrixStep, bind
+from lowrank_core.rules.state import (
+    check_state,
+    empty_state,
+    load_buffer,
+    store_buffer,
+)
+from lowrank_core.rules.trion_config import TrionConfig, TrionState
+from lowrank_core.subspace.columns import top_columns
+from lowrank_core.subspace.update import LowRankUpdate, lifted
+
+
+def trion_steps(
+    gradient: Array, state: TrionState, matrix: MatrixStep[TrionConfig], _refresh: bool = True
+) -> Steps[tuple[LowRankUpdate, TrionState]]:
+    """Do one step on some or all rows of a matrix: a generator of the sums over all rows that it needs.
+
+    Parameters
+    ----------
+    gradient
+        ``(..., m, n)``, all rows of a matrix or, where ``matrix`` says so, some.
+    state
+        The state of these rows.
+    matrix
+        What the steps of the matrix are bound to.
+
+    Returns
+    -------
+    Generator
+        Yields `Sum`; returns the update and the new state.
+    """
+    config, layout, ops = matrix.config, matrix.layout, matrix.ops
+    axis, t = layout.axis, state.step + 1
+    iteration = NewtonSchulz(config.steps, config.coefficients, _scale(config, layout))
+
+    # S = B Q, and I: its r columns with the largest norms. S is gone before other arrays are made, and B, as large, is
+    # made again when it is needed.
+    S = matrix.basis.transform_scored(
+        _momentum(gradient, state, matrix),
+        ops,
+        axis=axis,
+        method=config.method,
+        norms=(config.score,),
+    )
+    choose = partial(_choose, matrix)
+    indices, vectors = yield Sum(S.sums[config.score], choose)
+    # b = B Q_I
+    b = S.take(indices)
+    S = None
+
+    # o: b with its singular values brought near 1, times s(m, n).
+    if not matrix.in_parts and is_direct(layout.rows, layout.rank):
+        o = orthogonalize_directly(b, iteration, ops)
+    else:
+        # K = b^T b is a sum over rows; o = b times polynomials in K.
+        gram_axis = axis if matrix.in_parts or layout.rank <= layout.rows else -3 - axis
+        o = b
+        for round_ in iteration.rounds():
+            factor = partial(iteration.factor, round_=round_, ops=ops)
+            o = multiply(o, (yield Sum(gram(o, gram_axis, ops), factor)), gram_axis)
+
+    # M <- B - (1 - mu) b Q_I^T
+    update = LowRankUpdate(
+        b * (1 - config.momentum), indices, axis, layout.size, config.basis, vectors,
+        method=config.method,
+    )  # fmt: skip
+    M = _momentum(gradient, state, matrix) - lifted(update.factor, update, ops)
+    after = store_buffer(state._replace(step=t), "momentum", M, config.momentum_bits, t, ops)
+    return replace(update, factor=o), after
+
+
+def _momentum(gradient: Array, state: TrionState, matrix: MatrixStep[TrionConfig]) -> Array:
+    """Return ``B = M + G`` in the dtype to compute in."""
+    full, shape = to_compute(gradient, matrix.ops), tuple(gradient.shape)
+    bits = matrix.config.momentum_bits
+    return full + load_buffer(state, "momentum", bits, shape, full.dtype, matrix.ops)
+
+
+def _choose(matrix: MatrixStep[TrionConfig], sums: Array) -> tuple[Array, Array | None]:
+    """Return the columns with the largest ``sums``, and their basis vectors where products with them are faster."""
+    config, layout, ops = matrix.config, matrix.layout, matrix.ops
+    indices = top_columns(sums, layout.rank, ops)
+    vectors = matrix.basis.columns_if_faster(indices, layout.size, sums.dtype, config.method, ops)
+    return indices, vectors
+
+
+def trion_init(
+    shape: tuple[int, ...],
+    config: TrionConfig,
+    *,
+    xp: Namespace,
+    dtype: DType = None,
+    device: Device = None,
+) -> TrionState:
+    """Return the state before the first step: a momentum of zero.
+
+    The arguments are those of :func:`lowrank_core.dct_adamw_init`.
+    """
+    ops = ops_for_namespace(xp)
+    spec = config.state_spec(shape, compute_dtype_name(dtype))
+    return TrionState(step=ops.step_counter(device), **empty_state(spec, ops, device))
+
+
+def trion_step(
+    gradient: Array,
+    state: TrionState,
+    config: TrionConfig,
+    /,
+    *,
+    ops: Ops | None = None,
+) -> tuple[LowRankUpdate, TrionState]:
+    """Return the direction of one step and the state after it; neither argument is changed.
+
+    With ``B = M + G`` and ``b = B Q_I`` its coefficients on the ``r`` best columns, ``M <- B - (1 - mu) b Q_I^T`` and
+    the direction is ``s(m, n) orthogonalize(b) Q_I^T``. What is left in ``M`` comes again: momentum and error feedback
+    are one buffer.
+
+    Parameters
+    ----------
+    gradient
+        ``(..., m, n)``, real floating-point.
+    state
+        From :func:`trion_init` or an earlier step on the same shape.
+    config
+        The options the state was made with.
+    ops
+        Operations to use; those of the gradient's library by default.
+
+    Returns
+    -------
+    tuple
+        The update, in float32 (float64 for float64 gradients), dimensionless, and the new state.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the gradient is not a matrix of real floating-point numbers, or the state is not one for it.
+    """
+    ops = ops_for(gradient) if ops is None else ops
+    check_matrix("gradient", gradient, ops.xp)
+    shape = tuple(gradient.shape)
+    matrix = bind(config, shape, ops)
+    check_state(state, config.state_spec(shape), shape)
+    return run(trion_steps(gradient, state, matrix))
+
+
+def _scale(config: TrionConfig, layout: Layout) -> float:
+    rows, columns = layout.shape[-2:]
+    scale = {
+        "none": 1.0,
+        "spectral": math.sqrt(max(1.0, rows / columns)),
+        "dion": math.sqrt(rows / columns),
+        "rms": 0.2 * math.sqrt(max(rows, columns)),
+    }[config.scale]
+    return scale * math.sqrt(layout.size / layout.rank) if config.rank_scaling else scale
