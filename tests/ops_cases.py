@@ -58,43 +58,36 @@ def idct(ops: Any, make: Any) -> list[Any]:
     return _transforms(ops.idct, make)
 
 
-def by_rows(ops: Any, make: Any) -> list[Any]:
-    def function(x: Any, weight: Any) -> tuple[Any, Any]:
-        return x * weight, ops.xp.sum(x, axis=-1, keepdims=True)
-
-    results = []
-    # One row, a stack, and more rows than one block of any adapter, which leave a rest.
-    for shape in ((5,), (2, 3, 4), (1101, 512)):
-        x, weight = normal(*shape), normal(*shape[:-1], 1, seed=1)
-        results += ops.by_rows(function, make(x, "float32"), make(weight, "float32"))
-    return results
+def copy(ops: Any, make: Any) -> list[Any]:
+    return [ops.copy(make(normal(3, 4), "float32"))]
 
 
-def holding(ops: Any, make: Any) -> list[Any]:
+def is_readable(ops: Any, make: Any) -> list[Any]:
+    return [ops.is_readable(make(INDICES, "int32"))]
+
+
+def with_constants(ops: Any, make: Any) -> list[Any]:
     results = []
     x = make(normal(1100, 1024), "float32")
     for reuse in (False, True):
-        own = ops.holding(Constants(), reuse=reuse)
+        own = ops.with_constants(Constants(), reuse_memory=reuse)
         assert own.constants is not ops.constants
         # The second may be in the memory of the first.
         for _ in range(2):
-            seen = own.dct_analysis(x, axis=-1, norms=("l2",))
-            results += [seen.sums["l2"], seen.take(make(INDICES, "int32"), slice(None))]
+            seen = own.dct_scored(x, axis=-1, norms=("l2",))
+            results += [seen.sums["l2"], seen.take(make(INDICES, "int32")), seen.values]
     return results
 
 
-def dct_analysis(ops: Any, make: Any) -> list[Any]:
+def dct_scored(ops: Any, make: Any) -> list[Any]:
     results = []
     # Odd and even sizes, a stack with a choice for each, and more rows than one block of any adapter.
     for shape, kind in (((7, 8), "float64"), ((2, 6, 6), "float64"), ((1100, 256), "float32")):
         x = make(normal(*shape), kind)
         for axis in (-1, -2):
-            seen = ops.dct_analysis(x, axis=axis, norms=("l2", "l1"))
+            seen = ops.dct_scored(x, axis=axis, norms=("l2", "l1"))
             indices = make(INDICES if len(shape) == 2 else STACKED, "int32")
-            blocks = (slice(None), slice(1, 5))
-            results += [seen.sums["l2"], seen.sums["l1"], *(seen.take(indices, b) for b in blocks)]
-            other = make(normal(*shape, seed=1), kind)
-            results.append(ops.dct_analysis(x, axis=axis, norms=("l2",), plus=other).sums["l2"])
+            results += [seen.sums["l2"], seen.sums["l1"], seen.take(indices), seen.values]
     return results
 
 
@@ -112,7 +105,7 @@ def idct_columns(ops: Any, make: Any) -> list[Any]:
     ]
 
 
-def match(ops: Any, make: Any) -> list[Any]:
+def index_in(ops: Any, make: Any) -> list[Any]:
     results = []
     # In no order, with none and with all in common, and for each of a stack; where there is no place any will do.
     for previous, current in (
@@ -121,7 +114,7 @@ def match(ops: Any, make: Any) -> list[Any]:
         (INDICES, INDICES),
         (STACKED, STACKED[::-1].copy()),
     ):
-        place, found = ops.match(make(previous, "int32"), make(current, "int32"))
+        place, found = ops.index_in(make(previous, "int32"), make(current, "int32"))
         results += [found, ops.xp.where(found, ops.as_index(place), -1)]
     return results
 
@@ -136,23 +129,6 @@ def put(ops: Any, make: Any) -> list[Any]:
     ]
 
 
-def replace(ops: Any, make: Any) -> list[Any]:
-    return [
-        ops.replace(
-            make(normal(4, 6), "float32"),
-            make(normal(4, 3), "float32"),
-            make(INDICES, "int32"),
-            axis=-1,
-        ),
-        ops.replace(
-            make(normal(2, 6, 4), "float32"),
-            make(normal(2, 3, 4), "float32"),
-            make(STACKED, "int32"),
-            axis=-2,
-        ),
-    ]
-
-
 def take(ops: Any, make: Any) -> list[Any]:
     return [
         ops.take(make(normal(4, 6), "float32"), make(INDICES, "int32"), axis=-1),
@@ -164,38 +140,15 @@ def take(ops: Any, make: Any) -> list[Any]:
     ]
 
 
-def subtract(ops: Any, make: Any) -> list[Any]:
-    results = []
-    # Large enough for several blocks.
-    for shape, axis in (((600, 1000), -1), ((1000, 600), -2), ((2, 3, 4), -1), ((2, 3, 4), -2)):
-        other = make(normal(*shape, seed=1), "float32")
-
-        def part(block: slice, other: Any = other, axis: int = axis) -> Any:
-            return other[(..., block, slice(None)) if axis == -1 else (..., block)]
-
-        # A copy: what is given may be used up.
-        results.append(ops.subtract(make(normal(*shape), "float32") + 0, part, axis=axis))
-    return results
-
-
-def take_kept(ops: Any, make: Any) -> list[Any]:
+def take_or_zero(ops: Any, make: Any) -> list[Any]:
     kept = np.array([[True, False, True], [False, False, True]])
     flat, stacked = (make(values, "bool") for values in (kept[0], kept))
     loud = normal(2, 6, 4)
     loud[:, 2] = np.inf
     return [
-        ops.take_kept(make(normal(4, 6), "float32"), make(INDICES, "int32"), flat, axis=-1),
-        ops.take_kept(make(loud[0], "float32"), make(INDICES, "int32"), flat, axis=-2),
-        ops.take_kept(make(loud, "float32"), make(STACKED, "int32"), stacked, axis=-2),
-    ]
-
-
-def add(ops: Any, make: Any) -> list[Any]:
-    # Large enough for several blocks, a stack, and nothing at all.
-    shapes = ((600, 1000), (2, 700, 500), (0, 5))
-    return [
-        ops.add(make(normal(*shape), "float32"), make(normal(*shape, seed=1), "float32"))
-        for shape in shapes
+        ops.take_or_zero(make(normal(4, 6), "float32"), make(INDICES, "int32"), flat, axis=-1),
+        ops.take_or_zero(make(loud[0], "float32"), make(INDICES, "int32"), flat, axis=-2),
+        ops.take_or_zero(make(loud, "float32"), make(STACKED, "int32"), stacked, axis=-2),
     ]
 
 
@@ -215,12 +168,6 @@ def add_signs(ops: Any, make: Any) -> list[Any]:
     ]
 
 
-def divide_by_root(ops: Any, make: Any) -> list[Any]:
-    x, square = make(normal(3, 4), "float32"), make(normal(3, 4, seed=1) ** 2, "float32")
-    ages = make(np.array([0.5, 1.0, 0.1, 0.9]), "float32")
-    return [ops.divide_by_root(x, square, weights, 1e-8) for weights in ((0.1, 0.001), (1.0, ages))]
-
-
 def for_each(ops: Any, make: Any) -> list[Any]:
     done: list[list[int]] = [[], [], []]
     for count, found in zip((0, 1, 50), done, strict=True):
@@ -228,44 +175,45 @@ def for_each(ops: Any, make: Any) -> list[Any]:
     return [sorted(found) for found in done]
 
 
-def workers(ops: Any, make: Any) -> list[Any]:
-    count = ops.workers()
+def num_threads(ops: Any, make: Any) -> list[Any]:
+    count = ops.num_threads()
     together = Barrier(count)
     # So many wait for one another, and none waits in vain.
     ops.for_each(lambda _: together.wait(60), range(count))
     return [count >= 1]
 
 
-def pick(ops: Any, make: Any) -> list[Any]:
+def take_along(ops: Any, make: Any) -> list[Any]:
     return [
-        ops.pick(make(normal(6), "float32"), make(INDICES, "int32")),
-        ops.pick(make(normal(2, 6), "float32"), make(STACKED, "int32")),
+        ops.take_along(make(normal(6), "float32"), make(INDICES, "int32")),
+        ops.take_along(make(normal(2, 6), "float32"), make(STACKED, "int32")),
     ]
 
 
-def running_mean(ops: Any, make: Any) -> list[Any]:
-    mean, x = make(normal(3, 4), "float32"), make(normal(3, 4, seed=1), "float32")
-    decays = [0.9, ops.xp.asarray(0.9, dtype=ops.xp.float32)]
-    return [
-        ops.running_mean(mean + 0 if own else mean, x, decay, squares=squares, own=own)
-        for decay in decays
-        for squares in (False, True)
-        for own in (False, True)
-    ]
-
-
-def top_k(ops: Any, make: Any) -> list[Any]:
-    ties = np.random.default_rng(0).integers(0, 4, (3, 40)).astype(np.float64)
-    return [ops.top_k(make(ties, kind), k) for kind in ("float64", "float32") for k in (1, 7, 40)]
+def adam_update(ops: Any, make: Any) -> list[Any]:
+    gradient, first = make(normal(3, 4), "float32"), make(normal(3, 4, seed=1), "float32")
+    second = make(normal(3, 4, seed=2) ** 2, "float32")
+    ages = make(np.array([0.5, 1.0, 0.1, 0.9]), "float32")
+    betas = [(0.9, 0.99), tuple(ops.xp.asarray(b, dtype=ops.xp.float32) for b in (0.9, 0.99))]
+    results: list[Any] = []
+    for pair in betas:
+        for weights in ((0.1, 0.001), (1.0, ages)):
+            for overwrite in (False, True):
+                # Copies, where what is given may be used up.
+                moments = (first + 0, second + 0) if overwrite else (first, second)
+                results += ops.adam_update(
+                    gradient, moments, pair, weights, 1e-8, overwrite=overwrite
+                )
+    return results
 
 
 def column_sums(ops: Any, make: Any) -> list[Any]:
     # A stack, and more numbers than one block of any adapter, in a last block that is not full.
     return [
-        ops.column_sums(make(normal(*shape), kind), axis=axis, squares=squares)
+        ops.column_sums(make(normal(*shape), kind), axis=axis, norm=norm)
         for shape, kind in (((5, 8), "float64"), ((2, 3, 6, 5), "float64"), ((700, 900), "float32"))
         for axis in (-1, -2)
-        for squares in (True, False)
+        for norm in ("l2", "l1")
     ]
 
 
@@ -288,29 +236,10 @@ def constant(ops: Any, make: Any) -> list[Any]:
 CASES = {
     case.__name__: case
     for case in (
-        *(
-            astype,
-            device_of,
-            as_scalar,
-            as_index,
-            dct,
-            idct,
-            dct_analysis,
-            idct_columns,
-            put,
-            match,
-            replace,
-            take,
-            pick,
-            take_kept,
-            add,
-            subtract,
-            add_signs,
-            divide_by_root,
-            running_mean,
-            top_k,
-        ),
-        *(holding, by_rows, column_sums, cond, for_each, workers, step_counter, constant),
+        *(astype, copy, device_of, is_readable, as_scalar, as_index, constant, with_constants),
+        *(dct, idct, dct_scored, idct_columns, column_sums, adam_update, add_signs),
+        *(take, take_or_zero, take_along, put, index_in),
+        *(cond, step_counter, num_threads, for_each),
     )
 }
 

@@ -110,7 +110,7 @@ def test_chosen_columns_are_those_of_the_matrix(xp, name):
     q = oracles.basis(name, size)
     for chosen in (np.array([0, 3, 4, 15]), np.array([[0, 1], [7, 12], [14, 15]])):
         indices, like = from_numpy(chosen, xp, "int32"), from_numpy(np.ones(1), xp)
-        found = basis.columns(indices, size, like, lc.ops_for(like))
+        found = basis.columns(indices, size, like.dtype, lc.ops_for(like))
         expected = np.moveaxis(q[:, chosen], 0, -2)
         assert_close(found, expected, xp=xp, dtype="float64")
 
@@ -274,15 +274,16 @@ def test_matrices_are_shared_and_freed(xp):
     ops = lc.ops_for(xp.zeros(1))
     # No other test uses this size.
     basis, size, like = lc.get_basis("hartley"), 37, from_numpy(np.ones(1), xp, "float32")
+    kind, wide, device = like.dtype, from_numpy(np.ones(1), xp).dtype, ops.device_of(like)
     first, second = Constants(), Constants()
-    one = basis.matrix(size, like, ops.holding(first))
-    assert basis.matrix(size, like, ops.holding(first)) is one
-    assert basis.matrix(size, like, ops.holding(second)) is one
+    one = basis.matrix(size, kind, device, ops.with_constants(first))
+    assert basis.matrix(size, kind, device, ops.with_constants(first)) is one
+    assert basis.matrix(size, kind, device, ops.with_constants(second)) is one
     others = [
-        basis.matrix(size + 1, like, ops.holding(first)),
-        basis.matrix(size, from_numpy(np.ones(1), xp), ops.holding(first)),
-        lc.get_basis("random").matrix(size, like, ops.holding(first)),
-        lc.get_basis("random:1").matrix(size, like, ops.holding(first)),
+        basis.matrix(size + 1, kind, device, ops.with_constants(first)),
+        basis.matrix(size, wide, device, ops.with_constants(first)),
+        lc.get_basis("random").matrix(size, kind, device, ops.with_constants(first)),
+        lc.get_basis("random:1").matrix(size, kind, device, ops.with_constants(first)),
     ]
     assert len({id(other) for other in [one, *others]}) == 5
     alive = weakref.ref(one)

@@ -1,6 +1,7 @@
 """What is measured once: which way to transform is the faster, kept in a file and used by every later run."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -9,26 +10,33 @@ import pytest
 from helpers import assert_close, normal
 
 import lowrank_core as lc
-from lowrank_core import crossovers as module
+from lowrank_core import calibration
+from lowrank_core.bases.basis import crossovers_on
+from lowrank_core.ops.crossovers import device_key, measured
+from lowrank_core.ops.crossovers_file import ENVIRONMENT
 
 
 @pytest.fixture(autouse=True)
 def _nothing_measured(monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "_measured", {})
-    monkeypatch.setenv(module.ENVIRONMENT, str(tmp_path / "crossovers.json"))
+    before = dict(measured)
+    measured.clear()
+    monkeypatch.setenv(ENVIRONMENT, str(tmp_path / "crossovers.json"))
+    yield
+    measured.clear()
+    measured.update(before)
 
 
 def test_calibration_is_used_and_kept(xp, tmp_path):
     ops = lc.ops_for_namespace(xp)
     device = ops.device_of(ops.xp.ones(1))
-    assert ops.crossovers_on(device) is ops.crossovers
+    assert crossovers_on(device, ops) is ops.crossovers
     found = lc.calibrate(xp, sizes=(8, 32))
     assert [size for size, _ in found.few_columns] == [8, 32]
     assert all(1 <= columns <= size for size, columns in found.few_columns)
-    assert ops.crossovers_on(device) == found
-    module._measured.clear()
-    module.load(tmp_path / "crossovers.json")
-    assert ops.crossovers_on(device) == found
+    assert crossovers_on(device, ops) == found
+    measured.clear()
+    lc.use_crossovers(tmp_path / "crossovers.json")
+    assert crossovers_on(device, ops) == found
     assert list(tmp_path.iterdir()) == [tmp_path / "crossovers.json"]
 
 
@@ -37,17 +45,17 @@ def test_the_faster_of_two_times_decides(monkeypatch):
     # likely; the transform of all, and the product with all; then the same at the next size, and at the last no more
     # of all.
     times = iter([4.0, 1.0, 8.0, 4.0, 5.0, 4.0, 4.0, 1.0, 3.0, 4.0, 4.0, 9.0, 32.0, 1.0, 1.0, 1.0])
-    monkeypatch.setattr(module, "_seconds", lambda work: next(times))
+    monkeypatch.setattr(calibration, "_seconds", lambda work: next(times))
     found = lc.calibrate(np, sizes=(32, 64, 128))
     assert found == lc.Crossovers(33, ((32, 16), (64, 12), (128, 128)))
-    ops = lc.ops_for_namespace(np)
-    assert ops.use_matmul(32, "auto", "cpu")
-    assert not ops.use_matmul(33, "auto", "cpu")
-    assert ops.use_product(12, 64, "auto", "cpu")
-    assert not ops.use_product(13, 64, "auto", "cpu")
-    assert ops.use_product(13, 32, "auto", "cpu"), "the whole basis is the faster there"
-    assert ops.use_product(13, 80, "fft", "cpu") is False
-    assert ops.use_product(13, 4096, "matmul", "cpu") is True
+    used = crossovers_on("cpu", lc.ops_for_namespace(np))
+    assert used.by_matrix(32, "auto")
+    assert not used.by_matrix(33, "auto")
+    assert used.by_columns(12, 64, "auto")
+    assert not used.by_columns(13, 64, "auto")
+    assert used.by_columns(13, 32, "auto"), "the whole basis is the faster there"
+    assert used.by_columns(13, 80, "fft") is False
+    assert used.by_columns(13, 4096, "matmul") is True
 
 
 def test_sizes_in_between_go_by_the_nearest_by_ratio():
@@ -60,35 +68,66 @@ def test_choice_changes_no_result(xp):
     ops = lc.ops_for_namespace(xp)
     results = []
     for small in (1, 1000):
-        module._measured[module._key(ops.xp, ops.device_of(ops.xp.ones(1)))] = lc.Crossovers(
-            small, ((1, small),)
-        )
+        key = device_key(ops.xp, ops.device_of(ops.xp.ones(1)))
+        measured[key] = lc.Crossovers(small, ((1, small),))
         results.append(lc.dct(ops.xp.asarray(x)))
     assert_close(results[0], np.asarray(results[1]), xp=xp, dtype="float64")
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{}", '{"version": 2, "crossovers": {}}', '{"version": 1, "crossovers": 3}']
+    "content",
+    [
+        "",
+        "{}",
+        '{"version": 2, "crossovers": {}}',
+        '{"version": 1, "crossovers": 3}',
+        '{"version": 1, "crossovers": {"numpy on cpu": {"small_size": -1, "few_columns": [[1, 1]]}}}',
+        '{"version": 1, "crossovers": {"numpy on cpu": {"small_size": 1e999, "few_columns": [[1, 1]]}}}',
+        '{"version": 1, "crossovers": {"numpy on cpu": {"small_size": 1, "few_columns": []}}}',
+    ],
 )
-def test_a_bad_file_is_named_and_not_used(content, tmp_path):
+def test_use_crossovers_names_a_bad_file_and_uses_nothing_of_it(content, tmp_path):
     path = tmp_path / "crossovers.json"
     path.write_text(content)
-    with pytest.warns(UserWarning, match=r"crossovers.json must be a file that .*calibrate wrote"):
-        module.load(path)
-    assert not module._measured
+    with pytest.raises(ValueError, match=r"path must be a file that .*calibrate wrote.*crossovers"):
+        lc.use_crossovers(path)
+    assert not measured
 
 
-def test_every_process_reads_the_file(tmp_path):
-    entry = {"small_size": 7, "few_columns": [[64, 5]]}
-    path = tmp_path / "crossovers.json"
-    path.write_text(json.dumps({"version": 1, "crossovers": {"numpy on cpu": entry}}))
-    program = (
-        "import numpy, lowrank_core as lc; print(lc.ops_for_namespace(numpy).crossovers_on('cpu'))"
-    )
+def test_use_crossovers_without_a_file_is_an_error_of_files(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        lc.use_crossovers(tmp_path / "none.json")
+
+
+PROGRAM = """
+import numpy, lowrank_core as lc
+from lowrank_core.bases.basis import crossovers_on
+print(crossovers_on("cpu", lc.ops_for_namespace(numpy)).small_size)
+"""
+
+
+def small_size_of_a_process(**environment):
     run = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        [sys.executable, "-W", "ignore", "-c", PROGRAM],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | environment,
     )
-    assert run.stdout.strip() == "Crossovers(small_size=7, few_columns=((64, 5),))"
+    return int(run.stdout)
+
+
+def test_crossovers_are_read_only_where_the_environment_names_a_file(tmp_path):
+    entry = {"small_size": 7, "few_columns": [[64, 5]]}
+    path = tmp_path / "lowrank-core" / "crossovers.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"version": 1, "crossovers": {"numpy on cpu": entry}}))
+    assert small_size_of_a_process(**{ENVIRONMENT: str(path)}) == 7
+    # Not where they were kept before, in the user's cache; and a file that cannot be read ends no run.
+    others = {ENVIRONMENT: "", "XDG_CACHE_HOME": str(tmp_path)}
+    default = lc.ops_for_namespace(np).crossovers.small_size
+    assert small_size_of_a_process(**others) == default
+    assert small_size_of_a_process(**{ENVIRONMENT: str(tmp_path / "none")}) == default
 
 
 @pytest.mark.parametrize("sizes", [(), (64, 32), (32, 32), (1, 2)])

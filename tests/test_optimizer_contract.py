@@ -7,8 +7,8 @@ from torch_helpers import choices
 
 import lowrank_core as lc
 from frontends import FRONTENDS, NAMES, JaxRun, TorchRun
-from lowrank_core.rules.residuals import RESIDUALS
 from lowrank_core.bases.registry import STORED_BASES
+from lowrank_core.rules.residuals import RESIDUALS
 
 pytestmark = pytest.mark.usefixtures("torch", "optax")
 

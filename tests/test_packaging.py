@@ -23,7 +23,7 @@ FRAMEWORKS = ("numpy", "scipy", "torch", "jax", "jaxlib", "cupy", "cupyx", "opta
 ALLOWED = {
     "lowrank_core": {"array_api_compat"},
     "lowrank_backends": {"lowrank_core"},
-    "lowrank_torch": {"lowrank_core", "torch", "safetensors", "greenlet"},
+    "lowrank_torch": {"lowrank_core", "torch", "safetensors"},
     "lowrank_jax": {"lowrank_core", "jax", "optax", "safetensors"},
 }
 # An adapter module may also import the one library that it adapts.

@@ -66,11 +66,11 @@ def test_method_of_a_group_is_honoured():
     transformed = []
     ops = optimizer._ops
 
-    def dct_analysis(x, *, axis, **options):
+    def dct_scored(x, *, axis, **options):
         transformed.append(axis)
-        return type(ops).dct_analysis(ops, x, axis=axis, **options)
+        return type(ops).dct_scored(ops, x, axis=axis, **options)
 
-    ops.dct_analysis = dct_analysis
+    ops.dct_scored = dct_scored
     train(optimizer, [parameter], 1)
     assert transformed == [-1]
 

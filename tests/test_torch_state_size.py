@@ -105,8 +105,8 @@ def test_temporaries_of_a_step_are_bounded(shape, dtype, monkeypatch):
     monkeypatch.setattr(
         "lowrank_backends._torch_memory.Scratch.empty", lambda _, *given: empty(*given)
     )
-    monkeypatch.setattr("lowrank_backends.torch.workers", lambda: 1)
-    monkeypatch.setattr("lowrank_backends._torch_threads.workers", lambda: 1)
+    monkeypatch.setattr("lowrank_backends.torch.num_threads", lambda: 1)
+    monkeypatch.setattr("lowrank_backends._torch_threads.num_threads", lambda: 1)
     (parameter,) = parameters(shape, dtype=dtype)
     optimizer = DCTAdamW([parameter], rank=8, refresh_every=2)
     full = 4 * parameter.numel()  # of float32 numbers

@@ -8,7 +8,7 @@ import threading
 import time
 
 import lowrank_torch
-import lowrank_torch._division as division
+import lowrank_torch._step as stepping
 import pytest
 import torch
 from helpers import assert_close, to_numpy
@@ -36,7 +36,7 @@ def test_as_many_items_as_threads_are_at_work_together(threads):
         threads(count)
         together = threading.Barrier(count)
         OPS.for_each(lambda _, together=together: together.wait(60), range(count))
-        assert OPS.workers() == count
+        assert OPS.num_threads() == count
 
 
 def test_operations_of_an_item_use_no_other_thread_and_follow_no_gradients(threads):
@@ -44,7 +44,7 @@ def test_operations_of_an_item_use_no_other_thread_and_follow_no_gradients(threa
     seen = []
 
     def look(_):
-        seen.append((torch.get_num_threads(), OPS.workers(), torch.is_grad_enabled()))
+        seen.append((torch.get_num_threads(), OPS.num_threads(), torch.is_grad_enabled()))
 
     OPS.for_each(look, range(9))
     assert seen == [(1, 1, False)] * 9
@@ -178,16 +178,16 @@ def assert_same(one, other):
 @pytest.fixture
 def divided(monkeypatch):
     """Divide small matrices too; how many rows (or columns) were stepped at a time."""
-    monkeypatch.setattr(division, "_LEAST", 16)
-    monkeypatch.setattr(division, "_BLOCK", 48)
+    monkeypatch.setattr(stepping, "LEAST_PART", 16)
+    monkeypatch.setattr(stepping, "PART", 48)
     lengths = []
-    original = division.step_divided
+    original = stepping._parts
 
-    def step(matrix, length, *rest):
+    def parts(target, gradient, state, matrix, length):
         lengths.append(length)
-        return original(matrix, length, *rest)
+        return original(target, gradient, state, matrix, length)
 
-    monkeypatch.setattr("lowrank_torch._stacks.step_divided", step)
+    monkeypatch.setattr(stepping, "_parts", parts)
     return lengths
 
 
@@ -195,7 +195,7 @@ def divided(monkeypatch):
 def whole(monkeypatch):
     """Step matrices whole, whatever their size."""
     with monkeypatch.context() as patch:
-        patch.setattr("lowrank_torch._stacks.block_length", lambda matrix, _: matrix.layout.across)
+        patch.setattr(stepping, "_rows_per_part", lambda stack, matrix, ops: matrix.layout.rows)
         yield patch
 
 
@@ -212,8 +212,10 @@ def test_a_divided_matrix_goes_where_a_whole_one_goes(variant, shape, threads, d
     for count in (1, 3):
         threads(count)
         assert_same(run(lowrank_torch.DCTAdamW, [shape], **options), expected)
-        if narrow or stored or variant.get("residual") == "scaled":
-            assert not divided, "a step that takes the place of a number, or sums, is not divided"
+        if narrow or stored:
+            assert not divided, (
+                "a step that takes the place of a number, or the whole, is not divided"
+            )
         elif variant.get("feedback_bits") and shape == (8, 13):
             assert not divided, "columns that share codes are not divided"
         else:
