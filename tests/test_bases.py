@@ -18,7 +18,7 @@ from helpers import (
 )
 
 import lowrank_core as lc
-from lowrank_core import bases
+from lowrank_core.bases import registry
 from lowrank_core.ops.constants import Constants
 
 NAMES = ("dct", "dct3", "hartley", "hadamard", "haar", "legendre", "random", "random:7", "identity")
@@ -54,10 +54,10 @@ def compiled(function, xp):
 @pytest.fixture
 def registered():
     """A way to register a basis that is forgotten after the test."""
-    before = dict(bases._REGISTRY)
+    before = dict(registry._REGISTRY)
     yield lc.register_basis
-    bases._REGISTRY.clear()
-    bases._REGISTRY.update(before)
+    registry._REGISTRY.clear()
+    registry._REGISTRY.update(before)
 
 
 # -- fixed bases -------------------------------------------------------------------------------
@@ -298,7 +298,7 @@ def test_matrices_are_shared_and_freed(xp):
 def test_optimizers_share_matrices_and_free_them(torch):
     import lowrank_torch
 
-    from lowrank_core import constants
+    from lowrank_core.ops import constants
 
     def held():
         gc.collect()

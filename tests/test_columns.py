@@ -180,7 +180,11 @@ def test_an_unchanged_choice_changes_nothing(xp):
             ["norm must be one of 'l1', 'l2'", "'l3'"],
         ),
         (lambda x: lc.column_scores(x, axis=0.0), TypeError, ["axis must be an integer", "0.0"]),
-        (lambda x: lc.column_scores(x[None, ...], axis=0), ValueError, ["axis must be one of", "0"]),
+        (
+            lambda x: lc.column_scores(x[None, ...], axis=0),
+            ValueError,
+            ["axis must be one of", "0"],
+        ),
         (lambda x: lc.select_columns([3.0], 1), TypeError, ["array", "list"]),
         (
             lambda x: lc.column_scores(x[0, :]),

@@ -21,9 +21,12 @@ _LARGEST_FILE = 2**20
 
 
 def read_named_file() -> None:
-    """Take over the file that the environment names, if it names one; warn where it cannot be read."""
+    """Take over the file that the environment names; warn where it cannot be read.
+
+    Until `lowrank_core.calibrate` has written it there is nothing to take over.
+    """
     named = os.environ.get(ENVIRONMENT)
-    if named:
+    if named and Path(named).exists():
         try:
             read_crossovers(Path(named))
         except (OSError, ValueError) as error:
