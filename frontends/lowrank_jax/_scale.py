@@ -61,7 +61,7 @@ def scale_by_rule(
         leaves, treedef = jax.tree.flatten(params)
         rest, matrices = [], []
         plans = _matrices(params, rule, matrix_axes)
-        note(axes_of_leaves(params, matrix_axes), plans, rule.config)
+        note(params, matrix_axes, plans, rule.config)
         for leaf, matrix in zip(leaves, plans, strict=True):
             rest.append(optax.MaskedNode() if matrix else _zeros(leaf))
             matrices.append(_state(rule, matrix, leaf) if matrix else None)
