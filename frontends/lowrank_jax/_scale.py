@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from lowrank_core import LowRankUpdate, materialize
 from lowrank_core.layout import is_low_rank, with_fitting_rank
 from lowrank_jax._axes import AxesRule, ResolvedAxes, axes_of_leaves
 from lowrank_jax._options import with_numbers_in
-from lowrank_jax._placing import placed, replicated_like
+from lowrank_jax._placing import on_auto_axes, placed, replicated_like
 from lowrank_jax._plans import note
 from lowrank_jax._precision import compute_dtype, in_wide_precision
 
@@ -86,7 +87,8 @@ def scale_by_rule(
             if matrix is not None:
                 own = {name: fields[name][index] for name in names}
                 before = rule.state_type(step=state.adam.count, **own)
-                new[index], after[index] = _step(rule, matrix, leaves[index], before)
+                step = functools.partial(_step, rule, matrix)
+                new[index], after[index] = on_auto_axes(step, leaves[index], before)
         matrices = _by_field(rule, names, treedef, after)
         return jax.tree.unflatten(treedef, new), ScaleByLowRankState(adam_state, matrices)
 
