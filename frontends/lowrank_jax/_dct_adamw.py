@@ -10,7 +10,7 @@ import optax
 from lowrank_core import DCTAdamWConfig, DCTAdamWState, dct_adamw_init, dct_adamw_step
 from lowrank_core._typing import Scalar
 from lowrank_jax._axes import AxesRule, axes_by_name
-from lowrank_jax._options import config_of, shows_options
+from lowrank_jax._options import check_adam, check_rates, config_of, shows_options
 from lowrank_jax._precision import in_wide_precision
 from lowrank_jax._scale import Rule, scale_by_rule
 
@@ -58,6 +58,7 @@ def scale_by_dct_adam(
     ----------
     I.-V. Modoranu et al., arXiv 2505.17967; D. P. Kingma and J. Ba, arXiv 1412.6980.
     """
+    check_adam(b1, b2, eps)
     named = {"rank": rank, "betas": (b1, b2), "eps": eps}
     config = config_of("scale_by_dct_adam", DCTAdamWConfig, named, options)
     rule = Rule(
@@ -109,6 +110,7 @@ def dct_adamw(
     ----------
     I.-V. Modoranu et al., arXiv 2505.17967; for AdamW, I. Loshchilov and F. Hutter, arXiv 1711.05101.
     """
+    check_rates(learning_rate, weight_decay, mask)
     return in_wide_precision(
         optax.chain(
             scale_by_dct_adam(b1, b2, eps, rank=rank, matrix_axes=matrix_axes, **options),

@@ -18,6 +18,7 @@ from lowrank_jax._options import with_numbers_in
 from lowrank_jax._placing import on_auto_axes, placed, replicated_like
 from lowrank_jax._plans import note
 from lowrank_jax._precision import compute_dtype, in_wide_precision
+from lowrank_jax._strict import with_implicit_ranks
 
 
 class ScaleByLowRankState(NamedTuple):
@@ -92,7 +93,7 @@ def scale_by_rule(
         matrices = _by_field(rule, names, treedef, after)
         return jax.tree.unflatten(treedef, new), ScaleByLowRankState(adam_state, matrices)
 
-    return in_wide_precision(optax.GradientTransformation(init, update))
+    return in_wide_precision(with_implicit_ranks(optax.GradientTransformation(init, update)))
 
 
 def _state_names(config: Any) -> tuple[str, ...]:

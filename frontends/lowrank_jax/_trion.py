@@ -10,7 +10,7 @@ import optax
 from lowrank_core import TrionConfig, TrionState, trion_init, trion_step
 from lowrank_core._typing import Scalar
 from lowrank_jax._axes import AxesRule, axes_by_name
-from lowrank_jax._options import config_of, shows_options
+from lowrank_jax._options import check_adam, check_rates, config_of, shows_options
 from lowrank_jax._precision import in_wide_precision
 from lowrank_jax._scale import Rule, scale_by_rule
 
@@ -58,6 +58,7 @@ def scale_by_trion(
     ----------
     I.-V. Modoranu et al., arXiv 2505.17967; for Muon, K. Jordan et al. (2024).
     """
+    check_adam(b1, b2, eps)
     named = {"rank": rank, "momentum": momentum}
     config = config_of("scale_by_trion", TrionConfig, named, options)
     rule = Rule(config, TrionState, trion_init, trion_step, needs_low_rank=False, draws=False)
@@ -111,6 +112,7 @@ def trion(
     ----------
     I.-V. Modoranu et al., arXiv 2505.17967; for Muon, K. Jordan et al. (2024).
     """
+    check_rates(learning_rate, weight_decay, mask)
     scale = scale_by_trion(
         momentum, rank=rank, b1=b1, b2=b2, eps=eps, matrix_axes=matrix_axes, **options
     )
