@@ -62,9 +62,9 @@ def on_auto_axes(step: Callable[[Any, T], tuple[Any, T]], gradient: Any, state: 
     """Return ``step(gradient, state)``, an update and the next state, each sharded as what it is made from.
 
     Over a mesh whose axes are explicit (what `jax.make_mesh` gives by default) the type of every array says how it is
-    sharded, and JAX asks for the sharding of each result that it cannot derive: products over a sharded dimension, FFTs,
-    decompositions. Of a step only the ends are known. So inside of it the axes are automatic, as they are under a mesh
-    of automatic axes, and the ends are stated.
+    sharded, and JAX asks for the sharding of each result that it cannot derive: products over a sharded dimension,
+    FFTs, decompositions. Of a step only the ends are known. So inside of it the axes are automatic, as they are under
+    a mesh of automatic axes, and the ends are stated.
     """
     mesh = _explicit_mesh(gradient)
     if mesh is None:
@@ -72,7 +72,9 @@ def on_auto_axes(step: Callable[[Any, T], tuple[Any, T]], gradient: Any, state: 
 
     def stated(array: Any) -> NamedSharding:
         sharding = jax.typeof(array).sharding
-        return NamedSharding(mesh, sharding.spec if sharding.mesh == mesh else type(sharding.spec)())
+        return NamedSharding(
+            mesh, sharding.spec if sharding.mesh == mesh else type(sharding.spec)()
+        )
 
     ends = jax.tree.map(stated, (gradient, state))
     with jax.sharding.use_abstract_mesh(mesh):

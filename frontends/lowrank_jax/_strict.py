@@ -1,4 +1,4 @@
-"""Under JAX's strict settings, which are for the program of the user: ours broadcasts as NumPy does, and says so here."""
+"""What lets a step run under JAX's strict settings, and what is refused before it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lowrank_jax._trees import path_of
 
 
 def check_real(name: str, tree: Any) -> None:
-    """Raise ``TypeError`` for a leaf of complex numbers, whose imaginary part would be dropped; the message says which."""
+    """Raise ``TypeError`` for a leaf of complex numbers, whose imaginary part would be dropped; it names the leaf."""
     for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         dtype = getattr(leaf, "dtype", None)
         if dtype is not None and jnp.issubdtype(dtype, jnp.complexfloating):
