@@ -29,6 +29,8 @@ COLLECTIVE = re.compile(
     r"= (\(?[^=]*?\)?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter|"
     r"collective-broadcast|ragged-all-to-all)(?:-start)?\("
 )
+# Besides the scores, five sums of products of the factor with itself and its norm.
+TRION = 4 * COLUMNS + 6 * 4 * RANK * RANK + 64
 KERNEL = lowrank_jax.MatrixAxes(outputs=-1, inputs=-2)
 WEIGHT = lowrank_jax.MatrixAxes(outputs=-2, inputs=-1)
 
@@ -96,7 +98,7 @@ def dct_adamw(axes=WEIGHT, **options):
 
 
 def reports(case):
-    kind = AxisType.Explicit if case == "explicit" else AxisType.Auto
+    kind = AxisType.Explicit if case.startswith("explicit") else AxisType.Auto
     mesh = jax.make_mesh((jax.device_count(),), ("x",), axis_types=(kind,))
     tall, scores = (ROWS, COLUMNS), 4 * COLUMNS
     rows = P("x", None)
@@ -104,6 +106,39 @@ def reports(case):
         cases = {
             "plain": (dct_adamw(), tall, rows, scores),
             "by transform": (dct_adamw(rank=128, refresh_every=2), tall, rows, scores),
+        }
+        if case == "explicit":
+            cases["trion"] = (
+                lowrank_jax.trion(0.01, rank=RANK, matrix_axes=WEIGHT),
+                tall,
+                rows,
+                TRION,
+            )
+    elif case == "explicit across":
+        # Transformed along the sharded dimension, and what needs a whole matrix in other ways.
+        left = {"side": "left", "method": "fft"}
+        cases = {
+            "transform": (dct_adamw(**left), tall, rows, 0),
+            "power": (dct_adamw(side="left", basis="power"), tall, rows, 0),
+            "codes": (
+                dct_adamw(side="left", residual="error_feedback", feedback_bits=4),
+                tall,
+                rows,
+                0,
+            ),
+            "trion": (
+                lowrank_jax.trion(0.01, rank=RANK, matrix_axes=WEIGHT, **left),
+                tall,
+                rows,
+                0,
+            ),
+        }
+    elif case == "explicit meshes":
+        # One after the other: what the first mesh's step has left in memory must not bind the second's.
+        both = jax.make_mesh((2, jax.device_count() // 2), ("y", "x"), axis_types=(kind, kind))
+        return {
+            "one axis": report(dct_adamw(), tall, rows, mesh, scores),
+            "two axes": report(dct_adamw(), tall, P(("y", "x"), None), both, scores),
         }
     elif case == "policies":
         # Those that scale or normalise look at energies as well as scores, and at one norm.
@@ -114,10 +149,8 @@ def reports(case):
         codes = {"residual": "error_feedback", "feedback_bits": 8}
         cases["codes"] = (dct_adamw(**codes), tall, rows, scores)
     elif case == "trion":
-        # Besides the scores, five sums of products of the factor with itself and its norm.
-        allowed = scores + 6 * 4 * RANK * RANK + 64
         trion = lowrank_jax.trion(0.01, rank=RANK, matrix_axes=WEIGHT)
-        cases = {"trion": (trion, tall, rows, allowed)}
+        cases = {"trion": (trion, tall, rows, TRION)}
     elif case == "stacked":
         spec = P(None, "x", None)
         cases = {"stacked": (dct_adamw(refresh_every=2), (3, *tall), spec, 3 * scores)}

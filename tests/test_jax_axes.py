@@ -1,5 +1,7 @@
 """Which leaves are matrices along which axes: as stated, as read off Flax and Equinox names, or refused."""
 
+import functools
+
 import equinox as eqx
 import flax.linen as nn
 import jax
@@ -10,9 +12,15 @@ from jax import numpy as jnp
 from jax_helpers import AXES, MATRICES, RANK, train, tree
 from lowrank_jax import MatrixAxes, axes_by_name, dct_adamw, matrix_mask, trion
 
-pytestmark = pytest.mark.usefixtures("optax")
+pytestmark = [
+    pytest.mark.usefixtures("optax"),
+    # The models here are so small that tables and heads are most of them.
+    pytest.mark.filterwarnings("ignore:plain Adam steps most of the parameters:UserWarning"),
+]
 
 KERNEL, WEIGHT = MatrixAxes(outputs=1, inputs=0), MatrixAxes(outputs=0, inputs=1)
+#: The default rule for the small models here.
+SMALL = functools.partial(axes_by_name, min_size=4)
 
 
 def stepped(params, **options):
@@ -28,26 +36,66 @@ def stepped(params, **options):
 @pytest.mark.parametrize(
     ("path", "shape", "axes"),
     [
-        ("layers/0/kernel", (4, 6), KERNEL),
-        ("w", (4, 6), KERNEL),
-        ("layers/0/weight", (4, 6), WEIGHT),
-        ("kernel", (2, 4, 6), None),
-        ("kernel", (6,), None),
-        ("embed/embedding", (4, 6), None),
-        ("Token_Embedder/kernel", (4, 6), None),
-        ("embedding/weight", (4, 6), None),
-        ("wte/weight", (4, 6), None),
-        ("lm_head/kernel", (4, 6), None),
-        ("decoder/logits/kernel", (4, 6), None),
-        ("head/weight", (4, 6), None),
-        ("heads/kernel", (4, 6), KERNEL),
-        ("head/mlp/kernel", (4, 6), KERNEL),
-        ("scanned/norm/scale", (4, 6), None),
-        ("scanned/mlp/bias", (4, 6), None),
+        ("layers/0/kernel", (40, 60), KERNEL),
+        ("w", (40, 60), KERNEL),
+        ("layers/0/weight", (40, 60), WEIGHT),
+        ("cell/weight_ih", (96, 32), WEIGHT),
+        ("kernel", (60,), None),
+        ("heads/kernel", (40, 60), KERNEL),
+        ("head/mlp/kernel", (40, 60), KERNEL),
+        # Vectors of layers under a scan.
+        ("scanned/norm/scale", (40, 60), None),
+        ("scanned/mlp/bias", (40, 60), None),
+        ("layers/attention/relative_bias", (40, 60), None),
+        ("layers/post_norm/weight", (40, 60), None),
+        ("layers/A_log", (40, 60), None),
+        # Tables.
+        ("embed/embedding", (40, 60), None),
+        ("Token_Embedder/kernel", (40, 60), None),
+        ("embedding/weight", (40, 60), None),
+        ("wte/weight", (40, 60), None),
+        ("tok/weight", (40, 60), None),
+        ("tok_emb/weight", (40, 60), None),
+        ("pos/kernel", (40, 60), None),
+        ("layers/attention/pos_proj/kernel", (40, 60), KERNEL),
+        ("blocks/0/token_mixing/kernel", (40, 60), KERNEL),
+        # Heads: some under any name above them, others only where they stand in no layer.
+        ("lm_head/kernel", (40, 60), None),
+        ("decoder/logits/kernel", (40, 60), None),
+        ("decoder/logits_dense/kernel", (40, 60), None),
+        ("head/weight", (40, 60), None),
+        ("fc/kernel", (40, 60), None),
+        ("classifier/out_proj/kernel", (40, 60), None),
+        ("classifier/6/kernel", (40, 60), None),
+        ("classifier/dense/kernel", (40, 60), KERNEL),
+        ("value_head/kernel", (40, 60), None),
+        ("output/kernel", (40, 60), None),
+        ("layers/0/attention/output/kernel", (40, 60), KERNEL),
+        ("layers/0/attention/output/dense/kernel", (40, 60), KERNEL),
+        ("h_3/attn/out/kernel", (40, 60), KERNEL),
+        # Routers; the gate of a gated unit has as many outputs as inputs at least.
+        ("layers/0/moe/gate/kernel", (60, 40), None),
+        ("layers/0/mlp/gate/kernel", (40, 60), KERNEL),
+        ("layers/0/mlp/gate_proj/kernel", (60, 40), KERNEL),
+        ("layers/0/router/kernel", (40, 60), None),
+        # Nothing to save.
+        ("layers/0/kernel", (31, 600), None),
+        ("layers/0/kernel", (600, 31), None),
+        ("layers/0/kernel", (32, 32), KERNEL),
     ],
 )
 def test_default_by_name(path, shape, axes):
     assert axes_by_name(path, jax.ShapeDtypeStruct(shape, jnp.float32)) == axes
+
+
+def test_least_size_of_a_matrix_can_be_set():
+    leaf = jax.ShapeDtypeStruct((8, 12), jnp.float32)
+    assert axes_by_name("up/kernel", leaf) is None
+    assert axes_by_name("up/kernel", leaf, min_size=8) == KERNEL
+    assert stepped({"up": {"kernel": leaf}}, matrix_axes=SMALL) == {"up/kernel": (12, 2)}
+    assert matrix_mask({"kernel": leaf}, functools.partial(axes_by_name, min_size=9)) == {
+        "kernel": False
+    }
 
 
 class Linen(nn.Module):
@@ -83,15 +131,6 @@ class Equinox(eqx.Module):
         self.lm_head = eqx.nn.Linear(12, 11, key=keys[2])
 
 
-def attention_axes(path, leaf):
-    """The rule of the documentation for Flax attention."""
-    if path.endswith(("query/kernel", "key/kernel", "value/kernel")):
-        return MatrixAxes(outputs=(1, 2), inputs=0)
-    if path.endswith("out/kernel"):
-        return MatrixAxes(outputs=2, inputs=(0, 1))
-    return axes_by_name(path, leaf)
-
-
 def linen_params():
     return jax.eval_shape(Linen().init, jax.random.key(0), jnp.zeros((1, 3), jnp.int32))
 
@@ -104,23 +143,22 @@ def nnx_params():
 def test_flax_kernels_are_inputs_by_outputs(params):
     params = params()
     prefix = "params/" if "params" in params else ""
-    # 12 x 8 as a PyTorch weight: transformed along the 8 inputs, moments for 12 outputs.
-    assert stepped(params) == {f"{prefix}up/kernel": (12, 2)}
     heads = {
         f"{prefix}attention/{name}/kernel": (8, 2) for name in ("query", "key", "value", "out")
     }
-    assert stepped(params, matrix_axes=attention_axes) == {f"{prefix}up/kernel": (12, 2), **heads}
+    # 12 x 8 as a PyTorch weight: transformed along the 8 inputs, moments for 12 outputs.
+    assert stepped(params, matrix_axes=SMALL) == {f"{prefix}up/kernel": (12, 2), **heads}
 
 
 def test_equinox_weights_are_outputs_by_inputs():
     model = eqx.filter_eval_shape(Equinox, jax.random.key(0))
     assert model.up.weight.shape == (12, 8)
-    assert stepped(model) == {"up/weight": (12, 2)}
+    assert stepped(model, matrix_axes=SMALL) == {"up/weight": (12, 2)}
 
 
 def test_nnx_optimizer_trains():
     model = NNX(nnx.Rngs(0))
-    optimizer = nnx.Optimizer(model, dct_adamw(1e-2, rank=2), wrt=nnx.Param)
+    optimizer = nnx.Optimizer(model, dct_adamw(1e-2, rank=2, matrix_axes=SMALL), wrt=nnx.Param)
     before = model.up.kernel[...]
 
     @nnx.jit
@@ -139,7 +177,7 @@ def test_nnx_optimizer_trains():
 
 def test_equinox_model_trains():
     model = Equinox(jax.random.key(0))
-    optimizer = dct_adamw(1e-2, rank=2)
+    optimizer = dct_adamw(1e-2, rank=2, matrix_axes=SMALL)
     state = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
 
     @eqx.filter_jit
@@ -164,7 +202,7 @@ def test_a_tree_says_what_a_function_says():
     def rule(path, leaf):
         if path == "scanned/kernel":
             return MatrixAxes(-1, -2)
-        return axes_by_name(path, leaf)
+        return SMALL(path, leaf)
 
     assert set(stepped(params, matrix_axes=AXES)) == set(MATRICES)
     assert stepped(params, matrix_axes=rule) == stepped(params, matrix_axes=AXES)
@@ -180,6 +218,7 @@ def test_mask_of_matrices():
         "scanned": {"kernel": True},
     }
     assert matrix_mask(tree())["scanned"] == {"kernel": False}
+    assert matrix_mask(tree(), SMALL)["scanned"] == {"kernel": True}
 
 
 def test_labels_by_mask_give_matrices_a_rate_of_their_own():
@@ -223,4 +262,4 @@ def test_bad_axes_are_refused(axes, error, message):
 def test_a_matrix_that_cannot_be_stepped_is_named():
     params = {"layer": {"kernel": jnp.zeros((6, 8))}}
     with pytest.raises(ValueError, match=r"'layer/kernel' cannot be stepped.*power of two.*6"):
-        dct_adamw(0.1, rank=2, basis="hadamard").init(params)
+        dct_adamw(0.1, rank=2, basis="hadamard", matrix_axes=SMALL).init(params)

@@ -82,7 +82,10 @@ class JaxOps(StandardOps[Array]):
         return take_rows(x, indices) if axis == -1 else super().take(x, indices, axis=axis)
 
     def constant(self, key: Hashable, build: Callable[[], Array]) -> Array:
-        """Return the shared constant, made of concrete numbers even inside a trace."""
-        with jax.ensure_compile_time_eval(), _enable_x64(True):
+        """Return the shared constant, made of concrete numbers even inside a trace.
+
+        A transfer guard is for what a program moves at every step; this moves a few numbers once.
+        """
+        with jax.ensure_compile_time_eval(), _enable_x64(True), jax.transfer_guard("allow"):
             value: Array = super().constant(key, build)
         return value

@@ -5,11 +5,14 @@ from lowrank_jax._dct_adamw import dct_adamw, scale_by_dct_adam
 from lowrank_jax._options import static_options
 from lowrank_jax._portable import load_state, save_state
 from lowrank_jax._scale import ScaleByLowRankState
+from lowrank_jax._summary import LeafSummary, Summary, summary
 from lowrank_jax._trion import scale_by_trion, trion
 
 __all__ = [
+    "LeafSummary",
     "MatrixAxes",
     "ScaleByLowRankState",
+    "Summary",
     "axes_by_name",
     "dct_adamw",
     "load_state",
@@ -18,5 +21,6 @@ __all__ = [
     "scale_by_dct_adam",
     "scale_by_trion",
     "static_options",
+    "summary",
     "trion",
 ]

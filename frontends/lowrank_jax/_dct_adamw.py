@@ -11,7 +11,7 @@ from lowrank_core import DCTAdamWConfig
 from lowrank_core._typing import Scalar
 from lowrank_core.rules.known import DCT_ADAMW
 from lowrank_jax._axes import AxesRule, axes_by_name
-from lowrank_jax._options import config_of, shows_options
+from lowrank_jax._options import check_adam, check_rates, config_of, shows_options
 from lowrank_jax._precision import in_wide_precision
 from lowrank_jax._scale import Options, scale_by_rule
 
@@ -59,6 +59,7 @@ def scale_by_dct_adam(
     ----------
     I.-V. Modoranu et al., arXiv 2505.17967; D. P. Kingma and J. Ba, arXiv 1412.6980.
     """
+    check_adam(b1, b2, eps)
     named = {"rank": rank, "betas": (b1, b2), "eps": eps}
     config = config_of("scale_by_dct_adam", DCTAdamWConfig, named, options)
     stepped = Options(DCT_ADAMW, config, needs_low_rank=True)
@@ -108,6 +109,7 @@ def dct_adamw(
     ----------
     I.-V. Modoranu et al., arXiv 2505.17967; for AdamW, I. Loshchilov and F. Hutter, arXiv 1711.05101.
     """
+    check_rates(learning_rate, weight_decay, mask)
     return in_wide_precision(
         optax.chain(
             scale_by_dct_adam(b1, b2, eps, rank=rank, matrix_axes=matrix_axes, **options),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 
 from lowrank_jax._axes import ResolvedAxes
+
+T = TypeVar("T")
 
 # Fields of a state that have two dimensions beside the stacking ones, but not those of the parameter.
 _OF_OWN_SHAPE = {"vectors"}
@@ -54,3 +56,36 @@ def replicated_like(array: jax.Array, leaves: Sequence[Any]) -> jax.Array:
             spec: Any = type(sharding.spec)
             return jax.device_put(array, NamedSharding(sharding.mesh, spec()))
     return array
+
+
+def on_auto_axes(step: Callable[[Any, T], tuple[Any, T]], gradient: Any, state: T) -> tuple[Any, T]:
+    """Return ``step(gradient, state)``, an update and the next state, each sharded as what it is made from.
+
+    Over a mesh whose axes are explicit (what `jax.make_mesh` gives by default) the type of every array says how it is
+    sharded, and JAX asks for the sharding of each result that it cannot derive: products over a sharded dimension,
+    FFTs, decompositions. Of a step only the ends are known. So inside of it the axes are automatic, as they are under
+    a mesh of automatic axes, and the ends are stated.
+    """
+    mesh = _explicit_mesh(gradient)
+    if mesh is None:
+        return step(gradient, state)
+
+    def stated(array: Any) -> NamedSharding:
+        sharding = jax.typeof(array).sharding
+        return NamedSharding(
+            mesh, sharding.spec if sharding.mesh == mesh else type(sharding.spec)()
+        )
+
+    ends = jax.tree.map(stated, (gradient, state))
+    with jax.sharding.use_abstract_mesh(mesh):
+        result: tuple[Any, T] = jax.sharding.auto_axes(step, out_sharding=ends)(gradient, state)
+    return result
+
+
+def _explicit_mesh(array: Any) -> Any:
+    """Return the abstract mesh that an array's type has axes of, ``None`` where it has none."""
+    # Before JAX 0.7 explicit axes were an experiment, by other names.
+    if not (hasattr(jax, "typeof") and hasattr(jax.sharding, "auto_axes")):
+        return None
+    mesh = jax.typeof(array).sharding.mesh
+    return mesh if AxisType.Explicit in mesh.axis_types else None

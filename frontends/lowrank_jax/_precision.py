@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lowrank_jax._strict import check_real
+
 
 def compute_dtype(dtype: Any) -> Any:
     """Return the dtype to compute in: float64 for float64, float32 for anything narrower."""
@@ -23,12 +25,22 @@ def in_wide_precision(inner: optax.GradientTransformation) -> optax.GradientTran
     """Return ``inner`` run on widened gradients and parameters, its result rounded once to the gradients' dtypes.
 
     In bfloat16 a weight decay below a 256th of the update it is added to would be lost before it reached the parameter.
+
+    Raises
+    ------
+    TypeError
+        By ``init`` and ``update``, for a leaf of complex numbers.
     """
     inner = optax.with_extra_args_support(inner)
 
+    def init(params: Any) -> Any:
+        check_real("params", params)
+        return inner.init(params)
+
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        check_real("updates", updates)
         wide = None if params is None else widened(params)
         new, state = inner.update(widened(updates), state, wide, **extra)
         return jax.tree.map(lambda u, gradient: u.astype(gradient.dtype), new, updates), state
 
-    return optax.GradientTransformationExtraArgs(inner.init, update)
+    return optax.GradientTransformationExtraArgs(init, update)

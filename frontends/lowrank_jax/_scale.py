@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -17,9 +18,10 @@ from lowrank_core.rules.reductions import run
 from lowrank_core.rules.rule import Rule, bind
 from lowrank_jax._axes import AxesRule, ResolvedAxes, axes_of_leaves
 from lowrank_jax._options import with_numbers_in
-from lowrank_jax._placing import placed, replicated_like
+from lowrank_jax._placing import on_auto_axes, placed, replicated_like
 from lowrank_jax._plans import note
 from lowrank_jax._precision import compute_dtype, in_wide_precision
+from lowrank_jax._strict import with_implicit_ranks
 
 
 class ScaleByLowRankState(NamedTuple):
@@ -61,7 +63,7 @@ def scale_by_rule(
         leaves, treedef = jax.tree.flatten(params)
         rest, matrices = [], []
         plans = _matrices(params, options, matrix_axes)
-        note(axes_of_leaves(params, matrix_axes), plans, options)
+        note(params, matrix_axes, plans, options)
         for leaf, matrix in zip(leaves, plans, strict=True):
             rest.append(optax.MaskedNode() if matrix else _zeros(leaf))
             matrices.append(_state(rule, matrix, leaf) if matrix else None)
@@ -86,11 +88,12 @@ def scale_by_rule(
             if matrix is not None:
                 own = {name: fields[name][index] for name in names}
                 before = rule.state(step=state.adam.count, **own)
-                new[index], after[index] = _step(rule, matrix, leaves[index], before)
+                step = functools.partial(_step, rule, matrix)
+                new[index], after[index] = on_auto_axes(step, leaves[index], before)
         matrices = _by_field(rule, names, treedef, after)
         return jax.tree.unflatten(treedef, new), ScaleByLowRankState(adam_state, matrices)
 
-    return in_wide_precision(optax.GradientTransformation(init, update))
+    return in_wide_precision(with_implicit_ranks(optax.GradientTransformation(init, update)))
 
 
 def _state_names(config: Any) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from lowrank_core import TrionConfig
 from lowrank_core._typing import Scalar
 from lowrank_core.rules.known import TRION
 from lowrank_jax._axes import AxesRule, axes_by_name
-from lowrank_jax._options import config_of, shows_options
+from lowrank_jax._options import check_adam, check_rates, config_of, shows_options
 from lowrank_jax._precision import in_wide_precision
 from lowrank_jax._scale import Options, scale_by_rule
 
@@ -59,6 +59,7 @@ def scale_by_trion(
     ----------
     I.-V. Modoranu et al., arXiv 2505.17967; for Muon, K. Jordan et al. (2024).
     """
+    check_adam(b1, b2, eps)
     named = {"rank": rank, "momentum": momentum}
     config = config_of("scale_by_trion", TrionConfig, named, options)
     stepped = Options(TRION, config, needs_low_rank=False)
@@ -112,6 +113,7 @@ def trion(
     ----------
     I.-V. Modoranu et al., arXiv 2505.17967; for Muon, K. Jordan et al. (2024).
     """
+    check_rates(learning_rate, weight_decay, mask)
     scale = scale_by_trion(
         momentum, rank=rank, b1=b1, b2=b2, eps=eps, matrix_axes=matrix_axes, **options
     )
