@@ -68,13 +68,13 @@ def seen(monkeypatch):
     """The shapes that the core is given gradients of, in the order in which threads come to them."""
     shapes = []
     for constructor in OPTIMIZERS:
-        rule = constructor._rule
+        rule = constructor.rule
 
-        def step(gradient, *rest, _step=rule.step, **options):
+        def steps(gradient, *rest, _steps=rule.steps):
             shapes.append(tuple(gradient.shape))
-            return _step(gradient, *rest, **options)
+            return (yield from _steps(gradient, *rest))
 
-        monkeypatch.setattr(constructor, "_rule", rule._replace(step=step))
+        monkeypatch.setattr(constructor, "rule", rule._replace(steps=steps))
     return shapes
 
 

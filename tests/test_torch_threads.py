@@ -260,7 +260,7 @@ def test_steps_that_draw_at_random_are_not_divided(threads, divided):
     assert not divided
 
 
-def test_what_kept_memory_is_for_one_at_a_time():
+def test_kept_memory_serves_as_many_arrays_as_were_in_use_at_once():
     scratch = _torch_memory.Scratch()
     size = 2**20
     first = scratch.empty((size,), torch.float32).fill_(1)
@@ -274,6 +274,7 @@ def test_what_kept_memory_is_for_one_at_a_time():
     assert third.shape == (2, size // 4)
     fourth = scratch.empty((size,), torch.float32)
     assert third.data_ptr() != fourth.data_ptr()
-    place = third.data_ptr()
+    places = {third.data_ptr(), fourth.data_ptr()}
     del fourth, third
-    assert scratch.empty((size,), torch.float32).data_ptr() == place, "kept for the next"
+    again = [scratch.empty((size,), torch.float32) for _ in range(2)]
+    assert {x.data_ptr() for x in again} == places, "kept for the next"
