@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from lowrank_core.names import HEADS
+from lowrank_core.roles import HEADS
 
 
 class MatrixAxes(NamedTuple):
