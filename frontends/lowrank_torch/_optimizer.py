@@ -275,7 +275,7 @@ class LowRankOptimizer(Optimizer):
         if not config.projects or config.refreshes(state["step"] + 1):
             return False
         member = Member(parameter, state, stream=0)
-        parts = project_blocks(member, plan, self._rule, config, group["batch_dims"], self._ops)
+        parts = project_blocks(member, plan, self._rule, config, group, self._ops)
         kept = self._projected.get(parameter)
         self._projected[parameter] = (
             parts if kept is None else [a.add_(b) for a, b in zip(kept, parts, strict=True)]

@@ -141,13 +141,14 @@ def _on_side(config: Any, shape: tuple[int, ...], spread: Spread) -> Any:
 
 def _pieces(parameter: Any, group: Mapping[str, Any], blocks: Shapes) -> Shapes:
     local, batch_dims = tuple(local_of(parameter).shape), group["batch_dims"]
-    rows = any(cut_dim(p) == batch_dims for p in getattr(parameter, "placements", ()))
+    first = batch_dims + (1 if group["transposed"] else 0)
+    rows = any(cut_dim(p) == first for p in getattr(parameter, "placements", ()))
     if not rows or len(blocks[0]) == batch_dims + 2:
         return tuple(matrix_shapes(local, group))
     # Whole heads.
     height = blocks[0][-2]
-    columns = math.prod(local[batch_dims + 1 :])
-    return ((*local[:batch_dims], local[batch_dims] // height, height, columns),)
+    numbers, columns = math.prod(local[batch_dims:]), blocks[0][-1]
+    return ((*local[:batch_dims], numbers // (height * columns), height, columns),)
 
 
 def _slab(plan: Plan, config: Any, block: int) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from lowrank_core.ops import Ops
 from lowrank_torch._apply import Dither
 from lowrank_torch._division import Matrix, block_length, is_plain, step_divided
 from lowrank_torch._exchange import Exchange
-from lowrank_torch._matrices import as_matrices, matrix_views
+from lowrank_torch._matrices import as_matrices, matrix_views, write_matrices
 from lowrank_torch._plan import Member, Plan
 from lowrank_torch._sharding import local_gradient, local_of
 from lowrank_torch._slabs import Move, apply_slabs, as_state, ops_over, placed, to_slab
@@ -126,16 +126,14 @@ def step_stack(
     exchange: Exchange,
 ) -> None:
     """Do one step on parameters of one plan, whose states have been made."""
-    batch_dims = group["batch_dims"]
+    batch_dims, transposed = group["batch_dims"], group["transposed"]
     # A parameter whose memory is not laid out as matrices (a channels-last convolution) is stepped as a copy.
     locals_ = [local_of(member.parameter) for member in stack]
-    wholes = [as_matrices(local, batch_dims) for local in locals_]
+    wholes = [as_matrices(local, batch_dims, transposed=transposed) for local in locals_]
     targets = [matrix_views(whole, plan.pieces, batch_dims) for whole in wholes]
     gradients = [
         member.projected
-        or matrix_views(
-            _matrices(local_gradient(member.parameter), batch_dims), plan.pieces, batch_dims
-        )
+        or matrix_views(_matrices(local_gradient(member.parameter), group), plan.pieces, batch_dims)
         for member in stack
     ]
     rate, decay = group["lr"], group["weight_decay"]
@@ -184,13 +182,12 @@ def step_stack(
         stack, counts, locals_, wholes, after, strict=True
     ):
         if whole is not local:
-            # Costs nothing where the matrices are a view: PyTorch copies no tensor onto itself.
-            local.copy_(whole.view(local.shape))
+            write_matrices(local, whole, transposed=transposed)
         member.state.update(entries, step=count)
 
 
 def project_blocks(
-    member: Member, plan: Plan, rule: Rule, config: Any, batch_dims: int, ops: Ops
+    member: Member, plan: Plan, rule: Rule, config: Any, group: Mapping[str, Any], ops: Ops
 ) -> list[Tensor]:
     """Return the coefficients of a parameter's gradient on the current columns of each block."""
     gradient: Any = member.parameter.grad
@@ -199,7 +196,7 @@ def project_blocks(
             part, _state_of(member.state, plan, block, rule), plan.fitted(config, block), ops=ops
         )
         for block, part in enumerate(
-            matrix_views(_matrices(gradient, batch_dims), plan.pieces, batch_dims)
+            matrix_views(_matrices(gradient, group), plan.pieces, group["batch_dims"])
         )
     ]
 
@@ -225,8 +222,9 @@ def _is_divisible(stack: Sequence[Member], plan: Plan, group: Mapping[str, Any])
     return whole and is_plain(member.parameter) and not group["stochastic_rounding"]
 
 
-def _matrices(gradient: Any, batch_dims: int) -> Tensor:
-    return as_matrices(gradient, batch_dims).contiguous()
+def _matrices(gradient: Any, group: Mapping[str, Any]) -> Tensor:
+    own = as_matrices(gradient, group["batch_dims"], transposed=group["transposed"])
+    return own.contiguous()
 
 
 def _placements(plan: Plan, fitted: Any, block: int, shape: Sequence[int], batch_dims: int) -> Any:
