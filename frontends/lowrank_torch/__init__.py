@@ -9,8 +9,9 @@ from lowrank_torch._backward import (
 from lowrank_torch._compression import compressed_gradients
 from lowrank_torch._dct_adamw import DCTAdamW
 from lowrank_torch._exchange import Traffic
-from lowrank_torch._groups import ParameterRole, matrix_groups, parameter_roles
+from lowrank_torch._groups import matrix_groups
 from lowrank_torch._optimizer import LowRankOptimizer
+from lowrank_torch._roles import ParameterRole, parameter_roles, role_table
 from lowrank_torch._treatment import Treatment
 from lowrank_torch._trion import Trion
 
@@ -27,5 +28,6 @@ __all__ = [
     "compressed_gradients",
     "matrix_groups",
     "parameter_roles",
+    "role_table",
     "step_in_backward",
 ]
