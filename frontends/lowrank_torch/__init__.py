@@ -9,6 +9,7 @@ from lowrank_torch._backward import (
 from lowrank_torch._compression import compressed_gradients
 from lowrank_torch._dct_adamw import DCTAdamW
 from lowrank_torch._exchange import Traffic
+from lowrank_torch._for_model import for_trainer
 from lowrank_torch._groups import matrix_groups
 from lowrank_torch._optimizer import LowRankOptimizer
 from lowrank_torch._roles import ParameterRole, parameter_roles, role_table
@@ -26,6 +27,7 @@ __all__ = [
     "Trion",
     "accumulate_projected",
     "compressed_gradients",
+    "for_trainer",
     "matrix_groups",
     "parameter_roles",
     "role_table",
