@@ -134,7 +134,8 @@ def _named(role: str, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return groups with names that differ, as Lightning and other loggers ask of them."""
     if not groups:
         return []
-    first = dict(groups[0])
+    # The plainest group bears the role's name alone.
+    first = dict(min(groups, key=len))
     for group in groups:
         apart = [
             _said(name, value)
