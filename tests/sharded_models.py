@@ -100,7 +100,7 @@ def prepared(way: str, kind: type) -> tuple[nn.Module, Any]:
     base = Net()
     model = WAYS[way](base) if way in WAYS else base
     groups = []
-    for group in matrix_groups(base):
+    for group in matrix_groups(base, min_size=1):
         if "algorithm" in group:
             groups.append(group)
             continue
@@ -190,7 +190,7 @@ def shares(kinds: list[type]) -> dict[Any, tuple[int, int]]:
                 if spread and way == "rows":
                     rows(model)
                 own = {"process_group": shared} if spread and shared else {}
-                groups = matrix_groups(model, matrix={"side": "right"})
+                groups = matrix_groups(model, matrix={"side": "right"}, min_size=1)
                 optimizer = kind(groups, rank=32, **OPTIONS[kind], **own)
                 for parameter in model.parameters():
                     parameter.grad = torch.ones_like(parameter)
@@ -205,7 +205,9 @@ PROJECTED = {"refresh_every": 5, "residual": "discard", "eps": 1e-4}
 
 def projecting(base: nn.Module, **options: Any) -> Any:
     """An optimizer whose gradients can be averaged projected."""
-    return DCTAdamW(matrix_groups(base), lr=0.03, rank=0.125, **{**PROJECTED, **options})
+    return DCTAdamW(
+        matrix_groups(base, min_size=1), lr=0.03, rank=0.125, **{**PROJECTED, **options}
+    )
 
 
 def compressed(shared: bool) -> dict[str, Any]:

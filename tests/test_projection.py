@@ -200,8 +200,17 @@ def test_wide_and_narrow_index_types_mean_the_same(xp):
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda x, i: lc.project(x, i, axis=0), ValueError, ["axis must be -1 or -2", "0"]),
-        (lambda x, i: lc.lift(x, i, 9, axis=1), ValueError, ["axis must be -1 or -2", "1"]),
+        (lambda x, i: lc.project(x, i, axis=2), ValueError, ["axis must be from -2 to 1", "2"]),
+        (lambda x, i: lc.lift(x, i, 9, axis=1.0), TypeError, ["axis must be an integer", "1.0"]),
+        (lambda x, i: lc.project(x[None, ...], i, axis=0), ValueError, ["one of the last two"]),
+        (lambda x, i: lc.project(x, [0, 1]), TypeError, ["indices must be an array", "list"]),
+        (lambda x, i: lc.project(x, x[0, :]), TypeError, ["indices must be integers", "float"]),
+        (lambda x, i: lc.project(x, i * 0), ValueError, ["indices must be strictly ascending"]),
+        (lambda x, i: lc.project(x, i - 1), ValueError, ["indices", "from 0 to 1", "-1"]),
+        (lambda x, i: lc.project(x, i + 1), ValueError, ["indices", "from 0 to 1", "2"]),
+        (lambda x, i: lc.lift(x, i + 8, 9), ValueError, ["indices", "from 0 to 8", "9"]),
+        (lambda x, i: lc.lift(x, i[:1], 9), ValueError, ["indices must be one for each", "(1,)"]),
+        (lambda x, i: lc.project(x, i[None, None, :]), ValueError, ["indices must be of shape"]),
         (lambda x, i: lc.project(x, i, method="svd"), ValueError, ["method", "'fft'", "'svd'"]),
         (lambda x, i: lc.lift(x, i, 9, method="svd"), ValueError, ["method", "'fft'", "'svd'"]),
         (lambda x, i: lc.project(x, i, basis="sine"), ValueError, ["basis", "'dct'", "'sine'"]),
@@ -223,3 +232,63 @@ def test_bad_input_is_named(xp, call, error, words):
         call(matrix, from_numpy(np.array([0, 1]), xp, "int32"))
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_axes_count_from_the_front_as_well(xp, axis):
+    x, i = from_numpy(normal(6, 7), xp), from_numpy(np.array([0, 2]), xp, "int32")
+    below = lc.project(x, i, axis=axis)
+    assert_identical(below, lc.project(x, i, axis=axis - 2))
+    size = x.shape[axis]
+    assert_identical(lc.lift(below, i, size, axis=axis), lc.lift(below, i, size, axis=axis - 2))
+
+
+@pytest.mark.parametrize("method", ["matmul", "fft"])
+def test_an_update_goes_back_as_its_method_says(monkeypatch, method):
+    config = lc.DCTAdamWConfig(rank=4, method=method, residual="discard")
+    state = lc.dct_adamw_init((256, 256), config, xp=np)
+    update, _ = lc.dct_adamw_step(normal(256, 256), state, config)
+    calls = []
+    ops = lc.ops_for(update.factor)
+    original = ops.idct_columns
+    monkeypatch.setattr(ops, "idct_columns", lambda *a, **k: calls.append(1) or original(*a, **k))
+    lc.materialize(update)
+    assert bool(calls) == (method == "fft")
+
+
+def test_an_update_does_not_refer_to_the_gradient():
+    config, gradient = lc.DCTAdamWConfig(rank=4), normal(24, 16)
+    state = lc.dct_adamw_init((24, 16), config, xp=np, dtype=np.float64)
+    update, _ = lc.dct_adamw_step(gradient, state, config)
+    expected = lc.materialize(update)
+    gradient[...] = 0
+    np.testing.assert_array_equal(lc.materialize(update), expected)
+
+
+def test_numpy_integers_and_dtypes_by_name_are_taken():
+    config = lc.DCTAdamWConfig(rank=np.int64(4), refresh_every=np.int32(2))
+    assert config == lc.DCTAdamWConfig(rank=4, refresh_every=2)
+    assert type(config.rank) is int
+    state = lc.dct_adamw_init((8, 8), config, xp=np, dtype="float64")
+    assert state.first_moment.dtype == np.float64
+    sizes = {
+        lc.state_bytes((8, 8), config, dtype=d) for d in ("float32", np.float32, np.dtype("f4"))
+    }
+    assert len(sizes) == 1
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.matrix(np.eye(3)), np.ma.masked_array(np.eye(3), mask=False)],
+    ids=["matrix", "masked"],
+)
+def test_arrays_of_another_arithmetic_are_refused(array):
+    with pytest.raises(TypeError, match="a plain array is needed"):
+        lc.dct(array)
+
+
+def test_indices_of_another_library_are_refused():
+    import torch
+
+    with pytest.raises(TypeError, match="indices must be an array of .*numpy"):
+        lc.project(np.eye(3), torch.tensor([0, 1]))

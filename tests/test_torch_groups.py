@@ -122,3 +122,30 @@ def test_named_parameters_name_the_rows_of_the_summary():
         "parameter 0 of group 0",
         "parameter 1 of group 0",
     ]
+
+
+def test_keys_of_others_pass_and_stay():
+    (first, second) = parameters(SHAPE, SHAPE)
+    optimizer = DCTAdamW(
+        [{"params": [first], "lr_scale": 0.5, "rho": 0.1, "use_muon": True}], **COMMON
+    )
+    assert optimizer.param_groups[0]["lr_scale"] == 0.5
+    torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=9)
+    optimizer.add_param_group({**optimizer.param_groups[0], "params": [second]})
+    train(optimizer, [first, second], 2)
+    again = DCTAdamW([first], **COMMON)
+    with unchanged(again), pytest.raises(TypeError, match="got 'ranks', which looks like 'rank'"):
+        again.add_param_group({"params": [second], "ranks": 3})
+
+
+def test_parameters_without_names_warn_once_of_a_vocabulary():
+    model = torch.nn.Sequential(
+        torch.nn.Embedding(8192, 32), torch.nn.Linear(32, 32), torch.nn.Linear(32, 8192)
+    )
+    with pytest.warns(UserWarning, match="have no names, and 2 of them.*for_model") as seen:
+        DCTAdamW(model.parameters(), rank=3)
+    assert len(seen) == 1
+    assert seen[0].filename == __file__
+    # Who names parameters, or makes them AdamW's, knows them: a warning would be an error.
+    DCTAdamW(model.named_parameters(), rank=3)
+    DCTAdamW([{"params": list(model.parameters()), "algorithm": "adamw"}], rank=3)

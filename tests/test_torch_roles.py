@@ -48,7 +48,7 @@ def test_transformer_parts():
         "mix.weight",
     }
     assert {role for name, role in found.items() if name not in matrices} == {"vector"}
-    assert reasons(model)["attention.in_proj_weight"] == "weight of MultiheadAttention"
+    assert reasons(model, min_size=1)["attention.in_proj_weight"] == "weight of MultiheadAttention"
 
 
 @pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
@@ -163,8 +163,11 @@ def test_convolutions_are_flattened_and_experts_stacked():
         assert found[f"{name}.bias"] == ("vector", 0)
     assert found["experts.up"] == ("matrix", 1)
     assert found["experts.deep"] == ("matrix", 2)
-    groups = matrix_groups(model)
-    assert [group.get("batch_dims") for group in groups] == [0, 1, 2, None]
+    groups = matrix_groups(model, min_size=1)
+    # A convolution backwards is kept as (in, out).
+    assert [(g.get("batch_dims"), g.get("transposed", False)) for g in groups] == [
+        *((0, False), (0, True), (1, False), (2, False), (None, False)),
+    ]
     rows = {row.name: row for row in DCTAdamW(groups, rank=3).summary()}
     assert (rows["conv2.weight"].rank, rows["conv2.weight"].axis) == (3, -2)
     assert (rows["experts.up"].rank, rows["experts.up"].axis) == (3, -1)
@@ -215,7 +218,7 @@ def test_override_with_an_unknown_role_is_an_error():
         matrix_groups(LanguageModel(), overrides={"up.weight": "big"})
 
 
-@pytest.mark.parametrize("shape", [(8192, 16), (16, 8192)])
+@pytest.mark.parametrize("shape", [(8192, 64), (64, 8192)])
 def test_matrix_that_looks_like_a_vocabulary_is_warned_of(shape):
     model = nn.Sequential(nn.Linear(shape[1], shape[0], bias=False, device="meta"))
     with pytest.warns(UserWarning, match=r"0.weight of shape .* looks like a vocabulary") as seen:
@@ -225,7 +228,7 @@ def test_matrix_that_looks_like_a_vocabulary_is_warned_of(shape):
     assert matrix_groups(model, overrides={"0.weight": "table"})[0]["algorithm"] == "adamw"
 
 
-@pytest.mark.parametrize("shape", [(8192, 4096), (4096, 16)])
+@pytest.mark.parametrize("shape", [(8192, 4096), (4096, 64)])
 def test_large_hidden_matrix_is_not_warned_of(shape):
     model = nn.Sequential(nn.Linear(shape[1], shape[0], bias=False, device="meta"))
     assert len(matrix_groups(model)) == 1  # a warning would be an error
@@ -235,7 +238,7 @@ def test_groups_are_named_disjoint_and_cover_everything():
     model = LanguageModel()
     model.conv = nn.Conv2d(3, 4, 3)
     model.experts = nn.Parameter(torch.zeros(2, 6, 5))
-    groups = matrix_groups(model)
+    groups = matrix_groups(model, min_size=1)
     listed = [(name, parameter) for group in groups for name, parameter in group["params"]]
     named = dict(model.named_parameters())
     assert len(listed) == len(named)
@@ -250,7 +253,9 @@ def test_groups_are_named_disjoint_and_cover_everything():
 
 def test_options_of_the_groups():
     model = LanguageModel()
-    matrix, table, vector = matrix_groups(model, matrix={"lr": 0.3, "rank": 5}, other={"lr": 0.1})
+    matrix, table, vector = matrix_groups(
+        model, matrix={"lr": 0.3, "rank": 5}, other={"lr": 0.1}, min_size=1
+    )
     assert (matrix["lr"], matrix["rank"], matrix["batch_dims"]) == (0.3, 5, 0)
     assert "algorithm" not in matrix
     assert (table["lr"], table["algorithm"]) == (0.1, "adamw")
@@ -258,11 +263,81 @@ def test_options_of_the_groups():
     assert (vector["lr"], vector["algorithm"], vector["weight_decay"]) == (0.1, "adamw", 0.0)
     *_, vector = matrix_groups(model, other={"weight_decay": 0.2})
     assert vector["weight_decay"] == 0.2
-    optimizer = DCTAdamW(matrix_groups(model, matrix={"rank": 5}), rank=3)
+    optimizer = DCTAdamW(matrix_groups(model, matrix={"rank": 5}, min_size=1), rank=3)
     assert {row.rank for row in optimizer.summary()} == {5, None}
 
 
 def test_roles_without_a_matrix_make_no_empty_group():
     groups = matrix_groups(nn.Sequential(nn.Embedding(20, 6), nn.LayerNorm(6)))
     assert [group["algorithm"] for group in groups] == ["adamw", "adamw"]
-    assert matrix_groups(nn.Linear(6, 7, bias=False))[0]["batch_dims"] == 0
+    assert matrix_groups(nn.Linear(40, 70, bias=False))[0]["batch_dims"] == 0
+
+
+def test_matrix_too_small_gets_adamw_at_the_other_groups_rate():
+    model = nn.Sequential(nn.Linear(31, 64, bias=False), nn.Linear(64, 32, bias=False))
+    small, large = parameter_roles(model)
+    assert (small.role, small.algorithm, large.role, large.algorithm) == (
+        "matrix",
+        "adamw",
+        "matrix",
+        "",
+    )
+    assert small.reason == "weight of Linear; smaller side 31 is below min_size=32"
+    groups = matrix_groups(model, matrix={"lr": 0.3}, other={"lr": 0.1})
+    assert [(g["params"][0][0], g["lr"], g.get("algorithm")) for g in groups] == [
+        ("1.weight", 0.3, None),
+        ("0.weight", 0.1, "adamw"),
+    ]
+    assert [row.algorithm for row in parameter_roles(model, min_size=31)] == ["", ""]
+    assert [row.algorithm for row in parameter_roles(model, overrides={"0.*": "matrix"})] == [
+        "",
+        "",
+    ]
+
+
+def test_groups_have_names_that_differ():
+    model = LanguageModel(width=64)
+    model.experts = nn.Parameter(torch.zeros(2, 64, 64))
+    model.tokens_by_place = nn.Parameter(torch.zeros(4, 64))
+    model.tokens_by_place._no_weight_decay = True
+    names = [group["name"] for group in matrix_groups(model)]
+    assert names == ["matrix", "matrix, batch_dims=1", "table", "table, no decay", "vector"]
+
+
+def test_options_by_pattern_are_over_the_role():
+    model = nn.ModuleDict({"qkv": nn.Linear(64, 128, bias=False), "out": nn.Linear(64, 64)})
+    own = {"split_sizes": [64, 32, 32]}
+    groups = matrix_groups(model, matrix={"rank": 8}, options={"*kv.weight": {**own, "rank": 4}})
+    found = {name: (g.get("split_sizes"), g.get("rank")) for g in groups for name, _ in g["params"]}
+    assert found == {
+        "qkv.weight": ([64, 32, 32], 4),
+        "out.weight": (None, 8),
+        "out.bias": (None, None),
+    }
+    rows = {row.name: row for row in DCTAdamW(groups, rank=9).summary()}
+    assert rows["qkv.weight"].rank == 4
+    with pytest.raises(
+        ValueError, match=r"options must match parameters of the model, got \['\*qv'\]"
+    ):
+        matrix_groups(model, options={"*qv": {"rank": 3}})
+
+
+# Of the compiler's own imports.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("wrap", ["compile", "checkpoint", "parametrize", "weight_norm"])
+def test_head_is_seen_through_wrappers(wrap):
+    head = nn.Linear(64, 96, bias=False)
+    if wrap == "compile":
+        head = torch.compile(head)
+    elif wrap == "checkpoint":
+        from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+        head = checkpoint_wrapper(head)
+    elif wrap == "parametrize":
+        nn.utils.parametrize.register_parametrization(head, "weight", nn.Identity())
+    else:
+        nn.utils.parametrizations.weight_norm(head)
+    model = nn.ModuleDict({"block": nn.Linear(64, 64, bias=False), "lm_head": head})
+    found = roles(model)
+    assert found.pop("block.weight") == "matrix"
+    assert "matrix" not in found.values()

@@ -51,10 +51,10 @@ def test_what_shards_do_not_allow_is_refused(options, kind, message, process_gro
     model = build()
     fully_shard(model)
     with pytest.raises(kind, match=f"1.weight: {message}"):
-        DCTAdamW(matrix_groups(model, matrix=options), rank=3)
+        DCTAdamW(matrix_groups(model, matrix=options, min_size=1), rank=3)
     optimizer = DCTAdamW([("whole", parameters((8, 6))[0])], rank=3)
     with unchanged(optimizer), pytest.raises(kind, match=f"1.weight: {message}"):
-        optimizer.add_param_group(matrix_groups(model, matrix=options)[0])
+        optimizer.add_param_group(matrix_groups(model, matrix=options, min_size=1)[0])
     assert len(optimizer.param_groups) == 1
 
 
@@ -91,7 +91,7 @@ def test_flat_shards_are_refused(use_orig_params, process_group):
         build(), use_orig_params=use_orig_params, device_id=torch.device("cpu")
     )
     with pytest.raises(NotImplementedError, match=r"flat shard .*fully_shard"):
-        matrix_groups(model)
+        matrix_groups(model, min_size=1)
     with pytest.raises(NotImplementedError, match=r"flat shard .*fully_shard"):
         DCTAdamW(model.parameters(), rank=3)
     DCTAdamW([{"params": model.parameters(), "algorithm": "adamw"}], rank=3)

@@ -68,12 +68,14 @@ class _Way(NamedTuple):
     #: The shapes of its stacks of matrices, of which each has its functions.
     matrices: Sequence[tuple[int, ...]]
     batch_dims: int
+    transposed: bool
     project: Sequence[Callable[[Any], Any]]
     lift: Sequence[Callable[[Any], Any]]
 
     def views(self, gradient: Tensor) -> list[Tensor]:
         """Return the stacks of matrices, views of ``gradient`` where its memory allows."""
-        return matrix_views(as_matrices(gradient, self.batch_dims), self.matrices, self.batch_dims)
+        own = as_matrices(gradient, self.batch_dims, transposed=self.transposed)
+        return matrix_views(own, self.matrices, self.batch_dims)
 
 
 def _ways(optimizer: LowRankOptimizer, parameters: Sequence[Tensor]) -> list[_Way | None]:
@@ -104,7 +106,7 @@ def _way(
         how = {"axis": layout.axis, "basis": config.basis, "method": config.method}
         to_columns.append(partial(_on, project, indices, **how))
         back.append(partial(_on, lift, indices, size=layout.size, **how))
-    return _Way(plan.matrices, group["batch_dims"], to_columns, back)
+    return _Way(plan.matrices, group["batch_dims"], group["transposed"], to_columns, back)
 
 
 def _on(function: Callable[..., Any], indices: Tensor, x: Tensor, **how: Any) -> Tensor:
@@ -145,7 +147,8 @@ def _average(state: _Averaging, bucket: Any) -> torch.futures.Future[Tensor]:
                     gradient.copy_(next(received))
                 else:
                     lifted = [lift(next(received)).flatten(way.batch_dims, -2) for lift in way.lift]
-                    gradient.copy_(torch.cat(lifted, way.batch_dims).view(gradient.shape))
+                    whole = torch.cat(lifted, way.batch_dims)
+                    gradient.copy_((whole.mT if way.transposed else whole).reshape(gradient.shape))
         return buffer
 
     answer: torch.futures.Future[Tensor] = work.get_future().then(back)

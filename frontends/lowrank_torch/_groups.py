@@ -1,126 +1,43 @@
-"""Splitting a model's parameters by their role: hidden matrices, tables, vectors."""
+"""Parameter groups by role: hidden matrices, tables and vectors, each kind of layout in a group of its own."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lowrank_core._checks import check_choice
-from lowrank_core.roles import HEADS
-from lowrank_torch._sharding import is_flat
-
-ROLES = ("matrix", "table", "vector")
-
-_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
-_CONVOLUTIONS = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
+from lowrank_torch._layouts import Layout
+from lowrank_torch._roles import (
+    MIN_SIZE,
+    ROLES,
+    ParameterRole,
+    check_patterns,
+    first_match,
+    parameter_roles,
 )
-_VOCABULARY = 8192
 
-
-class ParameterRole(NamedTuple):
-    """The role of one parameter, a row of `parameter_roles`."""
-
-    #: Its name in the model.
-    name: str
-    #: Its shape.
-    shape: tuple[int, ...]
-    #: ``"matrix"`` (a hidden matrix), ``"table"`` (an embedding or an output head) or ``"vector"``.
-    role: str
-    #: Leading dimensions that stack independent matrices.
-    batch_dims: int
-    #: What told the role.
-    reason: str
-
-
-def parameter_roles(
-    model: nn.Module, *, overrides: Mapping[str, str] | None = None
-) -> list[ParameterRole]:
-    """Return the role of every trainable parameter of ``model``, in the model's order.
-
-    Embeddings, and whatever shares their memory, are tables; so is a linear layer whose module is named as a head,
-    and the last linear layer if its outputs are as many as an embedding's rows. Other parameters of two and more
-    dimensions are hidden matrices: a convolution's weight is flattened to ``out x (in * kh * kw)``, any other
-    weight of more than two dimensions is a stack of matrices along its leading ones. Parameters of fewer
-    dimensions are vectors.
-
-    Parameters
-    ----------
-    model
-        The model.
-    overrides
-        Roles by parameter name or shell-style pattern (``"blocks.*.router.weight": "table"``); the first that
-        matches wins over everything else.
-
-    Raises
-    ------
-    NotImplementedError
-        If the model is in pieces that are no matrices, as FSDP1 and DeepSpeed make.
-    ValueError
-        If an override names a role there is not, or matches no parameter.
-    """
-    overrides = dict(overrides or {})
-    for pattern, role in overrides.items():
-        check_choice(f"overrides[{pattern!r}]", role, ROLES)
-    names: dict[nn.Parameter, str] = {
-        parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad
-    }
-    owners: dict[nn.Parameter, list[tuple[str, nn.Module]]] = {parameter: [] for parameter in names}
-    for module_name, module in model.named_modules():
-        for parameter in module.parameters(recurse=False):
-            if parameter in owners:
-                owners[parameter].append((module_name, module))
-    tables = [m for m in model.modules() if isinstance(m, _EMBEDDINGS)]
-    vocabularies = {table.num_embeddings for table in tables}
-    # Size alone tells nothing of the others: a byte-level model may be 256 wide throughout.
-    linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    last = linear[-1] if linear and linear[-1].out_features in vocabularies else None
-    memory = {_memory(table.weight) for table in tables}
-
-    unused = set(overrides)
-    roles = []
-    for parameter, name in names.items():
-        if is_flat(parameter):
-            raise NotImplementedError(
-                f"roles need parameters in their own shapes, got a flat shard for {name}, as FSDP1 and DeepSpeed make; "
-                "shard with torch.distributed.fsdp.fully_shard (FSDP2)"
-            )
-        shape = tuple(parameter.shape)
-        matched = [pattern for pattern in overrides if fnmatchcase(name, pattern)]
-        unused.difference_update(matched)
-        role, reason = _role(parameter, owners[parameter], last, memory)
-        if matched:
-            role, reason = overrides[matched[0]], f"override {matched[0]!r}"
-        convolution = any(isinstance(module, _CONVOLUTIONS) for _, module in owners[parameter])
-        batch_dims = max(0, parameter.ndim - 2) if role == "matrix" and not convolution else 0
-        roles.append(ParameterRole(name, shape, role, batch_dims, reason))
-    if unused:
-        raise ValueError(f"overrides must match parameters of the model, got {sorted(unused)!r}")
-    return roles
+# A vocabulary has at least so many rows, and so many times as many as columns; a layer expands by 4 at most as a rule.
+_VOCABULARY, _RATIO = 8192, 5
 
 
 def matrix_groups(
     model: nn.Module,
     *,
     overrides: Mapping[str, str] | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
     matrix: Mapping[str, Any] | None = None,
     other: Mapping[str, Any] | None = None,
+    min_size: int = MIN_SIZE,
 ) -> list[dict[str, Any]]:
     """Return parameter groups of ``model`` by role, for the optimizers of this package.
 
-    Hidden matrices come first, one group for each number of stacking dimensions; then tables, with
+    Hidden matrices come first, one group for each way that matrices lie in a parameter; then tables, with
     ``algorithm="adamw"``; then vectors, with ``algorithm="adamw"`` and no weight decay. Roles are those of
-    `parameter_roles`, which also says why.
+    `parameter_roles`, which also says why. A group's ``name`` is its role, followed by what sets it apart from the
+    first group of the role: ``"matrix"``, ``"matrix, batch_dims=1"``, ``"table"``, ``"table, no decay"``, ``"vector"``.
 
     Parameters
     ----------
@@ -128,15 +45,25 @@ def matrix_groups(
         The model; parameters that do not require a gradient are left out.
     overrides
         As in `parameter_roles`.
+    options
+        Options of groups by parameter name or shell-style pattern, such as ``{"*.qkv_proj.weight": {"split_sizes": [64,
+        16, 16]}}``; over all others. Of several patterns that match, the first that has an option decides on it.
     matrix
         Options for the groups of hidden matrices (``rank``, ``lr``, ...).
     other
         Options for the other groups, over their own defaults.
+    min_size
+        As in `parameter_roles`.
 
     Returns
     -------
     list of dict
         Groups of named parameters; empty ones are left out.
+
+    Raises
+    ------
+    NotImplementedError, TypeError, ValueError
+        As `parameter_roles`; also if a pattern of ``options`` matches no parameter.
 
     Warns
     -----
@@ -146,68 +73,102 @@ def matrix_groups(
     Examples
     --------
     >>> import torch, lowrank_torch
-    >>> model = torch.nn.Sequential(torch.nn.Embedding(100, 8), torch.nn.Linear(8, 16))
-    >>> [len(group["params"]) for group in lowrank_torch.matrix_groups(model)]
-    [1, 1, 1]
+    >>> model = torch.nn.Sequential(torch.nn.Embedding(100, 64), torch.nn.Linear(64, 128))
+    >>> [group["name"] for group in lowrank_torch.matrix_groups(model)]
+    ['matrix', 'table', 'vector']
     """
-    roles = parameter_roles(model, overrides=overrides)
+    options = dict(options or {})
+    for pattern, own in options.items():
+        if not isinstance(own, Mapping):
+            raise TypeError(f"options[{pattern!r}] must be a mapping of options, got {own!r}")
+    roles = parameter_roles(model, overrides=overrides, min_size=min_size)
+    check_patterns("options", options, [row.name for row in roles])
     parameters = dict(model.named_parameters())
+    by_role: dict[str, dict[str, Any]] = {
+        "matrix": {**(matrix or {})},
+        "table": {"algorithm": "adamw", **(other or {})},
+        "vector": {"algorithm": "adamw", "weight_decay": 0.0, **(other or {})},
+    }
     groups: list[dict[str, Any]] = []
-    for batch_dims in sorted({row.batch_dims for row in roles if row.role == "matrix"}):
-        rows = [row for row in roles if row.role == "matrix" and row.batch_dims == batch_dims]
-        for row in rows:
-            _warn_of_vocabulary(row)
-        groups.append(_group(rows, parameters, {"batch_dims": batch_dims, **(matrix or {})}))
-    adamw: dict[str, Any] = {"algorithm": "adamw"}
-    for role, own in (("table", adamw), ("vector", {**adamw, "weight_decay": 0.0})):
-        rows = [row for row in roles if row.role == role]
-        if rows:
-            groups.append(_group(rows, parameters, {**own, **(other or {})}))
+    for role in ROLES:
+        made: dict[Any, dict[str, Any]] = {}
+        for row in _in_order([row for row in roles if row.role == role]):
+            if role == "matrix" and not row.algorithm:
+                _warn_of_vocabulary(row)
+            # What gets AdamW is of the other groups' rate, whatever its role.
+            by = {**by_role["table"]} if row.algorithm else by_role[role]
+            own = _options_of(row, by) | _matched(options, row.name)
+            key = tuple((name, _hashable(own[name])) for name in sorted(own))
+            group = made.setdefault(key, {"params": [], **own})
+            group["params"].append((row.name, parameters[row.name]))
+        groups += _named(role, list(made.values()))
     return groups
 
 
-def _memory(parameter: Tensor) -> tuple[Any, int]:
-    """Return where a parameter's numbers lie; unlike a data pointer, tensors without data have this too."""
-    return parameter.untyped_storage()._cdata, int(parameter.storage_offset())
+def _in_order(rows: list[ParameterRole]) -> list[ParameterRole]:
+    """Return rows with plain matrices first, then stacks, those that are decayed before those that are not."""
+    return sorted(
+        rows, key=lambda row: (row.algorithm, row.batch_dims, row.transposed, not row.decay)
+    )
 
 
-def _group(
-    rows: list[ParameterRole], parameters: Mapping[str, nn.Parameter], options: Mapping[str, Any]
-) -> dict[str, Any]:
-    return {"params": [(row.name, parameters[row.name]) for row in rows], **options}
+def _options_of(row: ParameterRole, by_role: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of the group a parameter is in, its own layout over those of the role."""
+    layout = Layout(row.batch_dims, row.transposed, row.split_sizes, row.num_heads)
+    own = layout.options() if row.role == "matrix" and not row.algorithm else {}
+    undecayed = {} if row.decay or row.role == "vector" else {"weight_decay": 0.0}
+    # Options of the role may name a layout: whoever does knows the model.
+    return {**own, **by_role, **undecayed}
 
 
-def _role(
-    parameter: nn.Parameter,
-    owners: list[tuple[str, nn.Module]],
-    last: nn.Linear | None,
-    memory: set[tuple[Any, int]],
-) -> tuple[str, str]:
-    if parameter.ndim < 2:
-        return "vector", f"{parameter.ndim}-dimensional"
-    for _, module in owners:
-        if isinstance(module, _EMBEDDINGS):
-            return "table", f"weight of {type(module).__name__}"
-    if _memory(parameter) in memory:
-        return "table", "shares memory with an embedding"
-    for name, module in owners:
-        if isinstance(module, nn.Linear):
-            if name.rpartition(".")[2] in HEADS:
-                return "table", f"output head by name ({name})"
-            if module is last:
-                return (
-                    "table",
-                    f"last layer, {module.out_features} outputs like an embedding's rows",
-                )
-    return "matrix", " and ".join(f"weight of {type(module).__name__}" for _, module in owners)
+def _matched(options: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any]:
+    """Return the options that patterns give a parameter, the first pattern's over the others'."""
+    found: dict[str, Any] = {}
+    for pattern, own in options.items():
+        if first_match([pattern], name) is not None:
+            found = {**own, **found}
+    return found
+
+
+def _named(role: str, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return groups with names that differ, as Lightning and other loggers ask of them."""
+    if not groups:
+        return []
+    # The plainest group bears the role's name alone.
+    least = min(map(len, groups))
+    first = dict(next(group for group in groups if len(group) == least))
+    for group in groups:
+        apart = [
+            _said(name, value)
+            for name, value in group.items()
+            if name != "params" and (name not in first or value != first[name])
+        ]
+        apart += [f"no {name}" for name in first if name not in group]
+        group.setdefault("name", ", ".join([role, *apart]))
+    return groups
+
+
+def _said(name: str, value: Any) -> str:
+    if name == "weight_decay" and value == 0.0:
+        return "no decay"
+    return name if value is True else f"{name}={value}"
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else repr(value)
 
 
 def _warn_of_vocabulary(row: ParameterRole) -> None:
     shape = row.shape[row.batch_dims :]
     rows, columns = shape[0], torch.Size(shape[1:]).numel()
-    if max(rows, columns) >= max(_VOCABULARY, 8 * min(rows, columns)):
+    if looks_like_vocabulary(rows, columns):
         warnings.warn(
             f"{row.name} of shape {row.shape} looks like a vocabulary's table but is treated as a hidden matrix "
             f"({row.reason}); overrides={{{row.name!r}: 'table'}} gives it full AdamW",
             stacklevel=3,
         )
+
+
+def looks_like_vocabulary(rows: int, columns: int) -> bool:
+    """Return whether a matrix is as large and as thin as a table of words, and as no layer."""
+    return max(rows, columns) >= max(_VOCABULARY, _RATIO * min(rows, columns))

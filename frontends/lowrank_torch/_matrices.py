@@ -8,15 +8,21 @@ from typing import Any
 
 from torch import Tensor
 
-from lowrank_core._checks import check_integer
+from lowrank_core._checks import check_choice, check_integer
 
 #: Options of a group that say how its parameters are matrices.
-SHAPE_OPTIONS: Mapping[str, Any] = {"batch_dims": 0, "split_sizes": None, "num_heads": None}
+SHAPE_OPTIONS: Mapping[str, Any] = {
+    "batch_dims": 0,
+    "transposed": False,
+    "split_sizes": None,
+    "num_heads": None,
+}
 
 
 def check_shape_options(group: Mapping[str, Any]) -> None:
     """Raise unless the group's `SHAPE_OPTIONS` are well formed."""
     check_integer("batch_dims", group["batch_dims"], low=0)
+    check_choice("transposed", group["transposed"], (False, True))
     for name in ("split_sizes", "num_heads"):
         value = group[name]
         if isinstance(value, Sequence) and value and not isinstance(value, str):
@@ -37,8 +43,10 @@ def matrix_shapes(shape: Sequence[int], group: Mapping[str, Any]) -> list[tuple[
     """Return the shapes of the stacks of matrices that a parameter of ``shape`` consists of.
 
     The ``batch_dims`` leading dimensions stack matrices; of the rest, the first dimension is the rows and all others
-    together the columns. ``split_sizes`` cuts the rows into parts of a fused projection (query, key and value), and
-    ``num_heads``, one number or one for each part, cuts the rows of a part into as many matrices of equal height.
+    together the columns. ``transposed`` says that the parameter is kept as (in, out): its columns, so flattened, are
+    the rows of the matrices, as `torch.nn.Linear` would have them. ``split_sizes`` cuts the rows into parts of a fused
+    projection (query, key and value), and ``num_heads``, one number or one for each part, cuts the rows of a part into
+    as many matrices of equal height.
 
     Raises
     ------
@@ -48,6 +56,8 @@ def matrix_shapes(shape: Sequence[int], group: Mapping[str, Any]) -> list[tuple[
     batch_dims = group["batch_dims"]
     batch, (rows, *rest) = tuple(shape[:batch_dims]), shape[batch_dims:]
     columns = math.prod(rest)
+    if group["transposed"]:
+        rows, columns = columns, rows
     sizes = group["split_sizes"] or [rows]
     if sum(sizes) != rows:
         raise ValueError(
@@ -80,6 +90,19 @@ def matrix_views(
     return views
 
 
-def as_matrices(tensor: Tensor, batch_dims: int) -> Tensor:
-    """Return ``tensor`` with its columns flattened: a view, or a copy where its memory is laid out otherwise."""
-    return tensor.flatten(batch_dims + 1) if tensor.ndim > batch_dims + 2 else tensor
+def as_matrices(tensor: Tensor, batch_dims: int, *, transposed: bool = False) -> Tensor:
+    """Return ``tensor`` as matrices ``(*batch, rows, columns)``, its columns flattened.
+
+    A view, or a copy where its memory is laid out otherwise. If it is ``transposed``, (in, out), the view is (out, in).
+    """
+    flat = tensor.flatten(batch_dims + 1) if tensor.ndim > batch_dims + 2 else tensor
+    return flat.mT if transposed else flat
+
+
+def write_matrices(tensor: Tensor, matrices: Tensor, *, transposed: bool = False) -> None:
+    """Write ``matrices``, made of ``tensor`` by `as_matrices` and changed since, back into it.
+
+    Costs nothing where the matrices are a view: PyTorch copies no tensor onto itself.
+    """
+    flat = matrices.mT if transposed else matrices
+    tensor.copy_(flat.view(tensor.shape))

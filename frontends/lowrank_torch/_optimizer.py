@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Container, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lowrank_core import ops_for_namespace
@@ -19,6 +19,8 @@ from lowrank_core.rules.reductions import run
 from lowrank_core.rules.rule import Rule
 from lowrank_torch._adamw import adamw_step, make_adamw_state, place_adamw_state
 from lowrank_torch._collectives import CollectiveScheduler, Traffic
+from lowrank_torch._for_model import for_model
+from lowrank_torch._group_keys import check_group_keys, warn_of_unnamed
 from lowrank_torch._grouping import grouped
 from lowrank_torch._input import check_gradient, check_not_flat, is_zero_lr
 from lowrank_torch._loading import as_saved, parameter_name
@@ -61,6 +63,26 @@ class LowRankOptimizer(Optimizer):
         defaults = {**self._options.defaults(), **own}
         check_known(type(self).__name__, options, defaults)
         super().__init__(params, defaults | dict(options))
+        warn_of_unnamed(self.param_groups)
+
+    @classmethod
+    def for_model(cls, model: nn.Module, **settings: Any) -> Self:
+        """Return an optimizer for ``model``, its parameters grouped by role; log who gets what in one line.
+
+        Parameters
+        ----------
+        model
+            The model.
+        **settings
+            Arguments of `matrix_groups` (``overrides``, ``options``, ``matrix``, ``other``, ``min_size``) and of the
+            optimizer (``lr``, ``rank``, ...).
+
+        Raises
+        ------
+        NotImplementedError, TypeError, ValueError
+            As `matrix_groups` and the optimizer's constructor.
+        """
+        return for_model(cls, model, **settings)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copied or unpickled optimizer; what it computes with is made anew."""
@@ -84,7 +106,7 @@ class LowRankOptimizer(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group after checking every option of it, and that its parameters can be stepped with them."""
         if isinstance(param_group, dict):
-            check_known("a parameter group", param_group.keys() - BOOKKEEPING, self.defaults)
+            check_group_keys(param_group.keys() - BOOKKEEPING, self.defaults)
             self.check_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
         try:

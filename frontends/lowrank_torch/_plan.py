@@ -160,13 +160,14 @@ def _on_side(config: Any, shape: tuple[int, ...], sharding: Sharding) -> Any:
 
 def _local_shapes(parameter: Any, group: Mapping[str, Any], matrices: Shapes) -> Shapes:
     local, batch_dims = tuple(local_of(parameter).shape), group["batch_dims"]
-    rows = any(cut_dim(p) == batch_dims for p in getattr(parameter, "placements", ()))
+    first = batch_dims + (1 if group["transposed"] else 0)
+    rows = any(cut_dim(p) == first for p in getattr(parameter, "placements", ()))
     if not rows or len(matrices[0]) == batch_dims + 2:
         return tuple(matrix_shapes(local, group))
     # Whole heads.
     height = matrices[0][-2]
-    columns = math.prod(local[batch_dims + 1 :])
-    return ((*local[:batch_dims], local[batch_dims] // height, height, columns),)
+    numbers, columns = math.prod(local[batch_dims:]), matrices[0][-1]
+    return ((*local[:batch_dims], numbers // (height * columns), height, columns),)
 
 
 def _shard_shape(plan: Plan, sharding: Sharding, config: Any, number: int) -> tuple[int, ...]:

@@ -182,6 +182,11 @@ def sharding_of(parameter: Any, group: Mapping[str, Any]) -> Sharding | None:
         cut = cut_dim(placement)
         if cut is not None:
             cuts[_kind(cut, parameter, batch_dims, mesh.size(dim))].append(dim)
+    if group["transposed"]:
+        # Kept as (in, out), stepped as (out, in): a cut of the one dimension of matrices is one of the other.
+        cuts["rows"], cuts["columns"] = cuts["columns"], cuts["rows"]
+        turned = {batch_dims: batch_dims + 1, batch_dims + 1: batch_dims}
+        placements = tuple(Shard(turned[p.dim]) if cut_dim(p) in turned else p for p in placements)
     rows, columns = cuts["rows"], cuts["columns"]
     if rows and (group["split_sizes"] or group["num_heads"]):
         if group["split_sizes"] or columns:

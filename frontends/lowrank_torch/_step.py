@@ -16,7 +16,7 @@ from lowrank_core.rules.reductions import Steps, run, run_parts
 from lowrank_core.rules.rule import MatrixStep, Rule
 from lowrank_torch._apply import Dither, Write, apply_update
 from lowrank_torch._collectives import ShardedSteps, all_reduced
-from lowrank_torch._matrices import as_matrices, matrix_views
+from lowrank_torch._matrices import as_matrices, matrix_views, write_matrices
 from lowrank_torch._plan import Member, Plan
 from lowrank_torch._redistribute import redistribution
 from lowrank_torch._sharding import local_gradient, local_of
@@ -64,12 +64,12 @@ def is_plain(parameter: Tensor) -> bool:
 def step_stack(stack: Stack, ops: Ops) -> ShardedSteps[None]:
     """Do one step on parameters whose states have been made: a generator of the collectives it needs, if any."""
     members, plan, group = stack.members, stack.plan, stack.group
-    batch_dims = group["batch_dims"]
+    batch_dims, transposed = group["batch_dims"], group["transposed"]
     # A parameter whose memory is not laid out as matrices (a channels-last convolution) is stepped as a copy.
     locals_ = [local_of(member.parameter) for member in members]
-    wholes = [as_matrices(local, batch_dims) for local in locals_]
+    wholes = [as_matrices(local, batch_dims, transposed=transposed) for local in locals_]
     targets = [matrix_views(whole, plan.local_shapes, batch_dims) for whole in wholes]
-    gradients = [_gradients(member, plan, batch_dims) for member in members]
+    gradients = [_gradients(member, plan, group) for member in members]
     after: list[dict[str, Any]] = [{} for _ in members]
     for number, matrix in enumerate(stack.matrices):
         new = yield from _step_matrices(
@@ -79,8 +79,7 @@ def step_stack(stack: Stack, ops: Ops) -> ShardedSteps[None]:
             entries |= entries_of(state, plan, number, matrix.config, batch_dims)
     for member, local, whole, entries in zip(members, locals_, wholes, after, strict=True):
         if whole is not local:
-            # Costs nothing where the matrices are a view: PyTorch copies no tensor onto itself.
-            local.copy_(whole.view(local.shape))
+            write_matrices(local, whole, transposed=transposed)
         member.state.update(entries, step=member.state["step"] + 1)
 
 
@@ -143,19 +142,20 @@ def _write_of(stack: Stack, number: int, ops: Ops) -> Write:
 def project_gradient(member: Member, stack: Stack) -> list[Tensor]:
     """Return the coefficients of a parameter's gradient on the current columns of each stack of its matrices."""
     plan, rule = stack.plan, stack.rule
-    views = _gradients(member, plan, stack.group["batch_dims"])
+    views = _gradients(member, plan, stack.group)
     return [
         rule.project(view, state_of(member.state, plan, number, rule), matrix)  # type: ignore[misc]
         for number, (view, matrix) in enumerate(zip(views, stack.matrices, strict=True))
     ]
 
 
-def _gradients(member: Member, plan: Plan, batch_dims: int) -> Sequence[Tensor]:
+def _gradients(member: Member, plan: Plan, group: Mapping[str, Any]) -> Sequence[Tensor]:
     """Return what this rank has of the gradient of each stack of matrices, or its kept coefficients."""
     if member.projected is not None:
         return member.projected
-    whole = as_matrices(local_gradient(member.parameter), batch_dims).contiguous()
-    return matrix_views(whole, plan.local_shapes, batch_dims)
+    batch_dims, transposed = group["batch_dims"], group["transposed"]
+    own = as_matrices(local_gradient(member.parameter), batch_dims, transposed=transposed)
+    return matrix_views(own.contiguous(), plan.local_shapes, batch_dims)
 
 
 # -- parts of a large matrix, side by side -----------------------------------------------------

@@ -1,0 +1,128 @@
+"""An optimizer from a model in one call, and the same where a framework makes the optimizer itself."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from torch import nn
+
+from lowrank_torch._groups import matrix_groups
+from lowrank_torch._roles import MIN_SIZE, ROLES
+
+_logger = logging.getLogger("lowrank_torch")
+
+#: Bytes of AdamW's two float32 moments for each number.
+_ADAMW_BYTES = 8
+
+Made = TypeVar("Made")
+
+
+def for_model(
+    cls: Callable[..., Made],
+    model: nn.Module,
+    *,
+    overrides: Mapping[str, str] | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    matrix: Mapping[str, Any] | None = None,
+    other: Mapping[str, Any] | None = None,
+    min_size: int = MIN_SIZE,
+    **settings: Any,
+) -> Made:
+    """Return an optimizer of class ``cls`` for ``model``, its parameters grouped by role, and log a line about it.
+
+    Parameters
+    ----------
+    cls
+        `DCTAdamW` or `Trion`.
+    model
+        The model.
+    overrides, options, matrix, other, min_size
+        As in `matrix_groups`.
+    **settings
+        Arguments of ``cls`` (``lr``, ``rank``, ...).
+
+    Raises
+    ------
+    NotImplementedError, TypeError, ValueError
+        As `matrix_groups` and ``cls``.
+    """
+    groups = matrix_groups(
+        model,
+        overrides=overrides,
+        options=options,
+        matrix=matrix,
+        other=other,
+        min_size=min_size,
+    )
+    optimizer = cls(groups, **settings)
+    _logger.info("%s", describe(optimizer))
+    return optimizer
+
+
+def describe(optimizer: Any) -> str:
+    """Return one line: the parameters and numbers of each role, and the state in MB beside AdamW's.
+
+    Parameters
+    ----------
+    optimizer
+        An optimizer of this package whose groups were named by `matrix_groups`.
+    """
+    counts = dict.fromkeys((*ROLES, "other"), (0, 0))
+    for group in optimizer.param_groups:
+        role = str(group.get("name", "")).split(",")[0]
+        role = role if role in counts else "other"
+        number, size = counts[role]
+        own = [math.prod(parameter.shape) for parameter in group["params"]]
+        counts[role] = number + len(own), size + sum(own)
+    rows = optimizer.summary()
+    state = sum(row.state_bytes for row in rows)
+    adamw = sum(_ADAMW_BYTES * math.prod(row.shape) for row in rows)
+    parts = [
+        f"{role} {number} ({size:,} numbers)" for role, (number, size) in counts.items() if number
+    ]
+    return (
+        f"{type(optimizer).__name__}: {', '.join(parts)}; state {state / 1e6:.1f} MB, "
+        f"AdamW's {adamw / 1e6:.1f} MB"
+    )
+
+
+class TrainerFactory:
+    """What `transformers.Trainer` calls with the model to get its optimizer.
+
+    A `Trainer` given ``optimizer_cls_and_kwargs=(factory, settings)`` calls ``factory()(model, **settings)`` unless
+    ``factory`` is a class of optimizers. So this returns itself when called with nothing.
+    """
+
+    def __init__(self, make: Callable[..., Any]) -> None:
+        """Take what makes the optimizer of a model, such as ``DCTAdamW.for_model``."""
+        self._make = make
+
+    def __call__(self, model: nn.Module | None = None, **settings: Any) -> Any:
+        """Return itself without a model, the optimizer with one."""
+        return self if model is None else self._make(model, **settings)
+
+
+def for_trainer(cls: Any, **settings: Any) -> tuple[TrainerFactory, dict[str, Any]]:
+    """Return the ``optimizer_cls_and_kwargs`` of `transformers.Trainer` and TRL's trainers, so that roles are told.
+
+    The trainer alone would hand parameters over without their names and roles. It gives neither its learning rate nor
+    its weight decay to an optimizer made so: say them here. Its schedule does apply.
+
+    Parameters
+    ----------
+    cls
+        `DCTAdamW` or `Trion`.
+    **settings
+        Arguments of ``cls.for_model``: ``lr``, ``rank``, ``overrides``, ...
+
+    Examples
+    --------
+    >>> import lowrank_torch
+    >>> factory, settings = lowrank_torch.for_trainer(lowrank_torch.DCTAdamW, lr=1e-3, rank=0.25)
+    >>> settings
+    {'lr': 0.001, 'rank': 0.25}
+    """
+    return TrainerFactory(cls.for_model), settings
