@@ -12,6 +12,12 @@ from lowrank_jax import LeafSummary, MatrixAxes, dct_adamw, matrix_mask, scale_b
 pytestmark = pytest.mark.usefixtures("optax")
 
 
+@pytest.fixture(autouse=True)
+def _small_models_count(monkeypatch):
+    """Warn of models as small as those of tests, too."""
+    monkeypatch.setattr("lowrank_jax._plans._LEAST_NUMBERS", 0)
+
+
 def shaped(*shape):
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 

@@ -1,5 +1,6 @@
 """A file that does not fit is refused with its first difference, before anything has changed; so is a bad write."""
 
+import functools
 import json
 import sys
 
@@ -18,6 +19,10 @@ from torch.distributed.fsdp import fully_shard
 from torch_helpers import unchanged
 
 pytestmark = pytest.mark.usefixtures("optax", "torch")
+
+
+# Trees of tests are small.
+SMALL = functools.partial(lowrank_jax.axes_by_name, min_size=1)
 
 
 @pytest.fixture
@@ -226,7 +231,7 @@ def test_fused_projection_is_refused_where_there_is_none(tmp_path):
     for name, value in optimizer.state[weight].items():
         assert value == 1 if name == "step" else torch.equal(value, kept[name])
     params = {"qkv": {"kernel": np.ones((12, 24), np.float32)}}
-    fused = lowrank_jax.dct_adamw(0.1, rank=3)
+    fused = lowrank_jax.dct_adamw(0.1, rank=3, matrix_axes=SMALL)
     with pytest.raises(ValueError, match=r"shape \(24, 12\), .*; got \(12, 12\) and \(6, 12\) and"):
         lowrank_jax.load_state(tmp_path / "file", fused, fused.init(params), params)
 
@@ -259,7 +264,9 @@ def test_state_without_a_low_rank_part_is_refused(tmp_path):
 
 def test_leaf_with_two_states_is_refused(tmp_path):
     params = {"up": {"kernel": np.ones((12, 8), np.float32)}}
-    optimizer = optax.chain(optax.scale_by_adam(), lowrank_jax.dct_adamw(0.1, rank=2))
+    optimizer = optax.chain(
+        optax.scale_by_adam(), lowrank_jax.dct_adamw(0.1, rank=2, matrix_axes=SMALL)
+    )
     state = optimizer.init(params)
     with pytest.raises(ValueError, match="one state for every leaf, got two of 'up/kernel'"):
         lowrank_jax.save_state(tmp_path / "file", optimizer, state, params)
@@ -267,7 +274,7 @@ def test_leaf_with_two_states_is_refused(tmp_path):
 
 def test_state_of_other_options_is_not_written(tmp_path):
     params = {"up": {"kernel": np.ones((12, 8), np.float32)}}
-    made, given = (lowrank_jax.dct_adamw(0.1, rank=rank) for rank in (2, 3))
+    made, given = (lowrank_jax.dct_adamw(0.1, rank=rank, matrix_axes=SMALL) for rank in (2, 3))
     message = r"optimizer's state must .* first_moment of 'up.weight' is .* \(3, 12\) .* \(2, 12\)"
     with pytest.raises(ValueError, match=message):
         lowrank_jax.save_state(tmp_path / "file", given, made.init(params), params)

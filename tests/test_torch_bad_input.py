@@ -52,7 +52,7 @@ RANK = "rank must be a positive integer or a fraction in"
         ({"residual": "keep"}, ValueError, "residual must be one of .*got 'keep'"),
         ({"bias_correction": "no"}, ValueError, "bias_correction must be one of .*got 'no'"),
         ({"state_dtype": "int8"}, ValueError, "state_dtype must be one of .*got 'int8'"),
-        ({"state_dtype": torch.float32}, ValueError, "state_dtype must be one of .*torch.float32"),
+        ({"state_dtype": torch.int8}, ValueError, "state_dtype must be one of .*int8"),
         ({"fused": True}, TypeError, "options of DCTAdamW must be among .*; got 'fused'"),
         ({"momentum": 0.9}, TypeError, "options of DCTAdamW must be among .*; got 'momentum'"),
     ],

@@ -121,7 +121,7 @@ def test_trainer_tells_roles_and_resumes_to_the_same_bits(optimizer, tmp_path):
     straight.train()
     found = roles(straight.optimizer.optimizer)
     assert found["model.embed_tokens.weight"] == found["lm_head.weight"] == "adamw"
-    assert found["model.layers.0.mlp.up_proj.weight"] == optimizer.algorithm
+    assert found["model.layers.0.mlp.up_proj.weight"] == optimizer.rule.name
     resumed = trainer(optimizer, tmp_path / "b", 4)
     resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
     same(straight.model, resumed.model)

@@ -118,6 +118,6 @@ def test_temporaries_of_a_step_are_bounded(shape, dtype, monkeypatch):
         peaks.append(peak_of(optimizer.step))
     # bf16 is transformed in float32: one more temporary, the wide copy of the gradient.
     wide = full if dtype == torch.bfloat16 else 0
-    # The coefficients, and what is r wide; without a choice, blocks of the update alone.
-    assert full < peaks[0] - wide < 1.5 * full
+    # The coefficients, and what is r wide; without a choice, blocks of the update alone. bf16 is copied part by part.
+    assert full < peaks[0] < 1.5 * full
     assert peaks[1] - wide < 0.5 * full

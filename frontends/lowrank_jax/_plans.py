@@ -17,6 +17,8 @@ from lowrank_jax._trees import leaves_with_place
 
 # A matrix of this many rows, so much longer than wide and in no layer, is likely to be a table or a head.
 _MANY_WORDS, _WORDS_A_FEATURE = 1000, 8
+# Numbers of a model below which there is little to save, and nothing to warn of.
+_LEAST_NUMBERS = 2**20
 # How many examples a warning gives.
 _EXAMPLES = 3
 
@@ -70,7 +72,7 @@ def warn_of(stepped: Iterable[tuple[str, int, Plan]]) -> None:
     plain = [(size, path, plan.reason) for path, size, plan in rows if plan.options is None]
     whole = sum(size for size, *_ in plain)
     hint = "lowrank_jax.summary(optimizer, params) lists all leaves, and matrix_axes says otherwise"
-    if 2 * whole > total:
+    if 2 * whole > total >= _LEAST_NUMBERS:
         largest = sorted(plain, key=lambda row: -row[0])[:_EXAMPLES]
         named = ", ".join(f"{path!r} ({reason})" for _, path, reason in largest)
         warnings.warn(

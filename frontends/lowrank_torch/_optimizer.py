@@ -262,7 +262,7 @@ class LowRankOptimizer(Optimizer):
                 break
         else:
             raise ValueError("parameter must be one of the optimizer's")
-        config, state = self.check_options(group), self.state.get(parameter)
+        config, state = self._options.config_of(group), self.state.get(parameter)
         plan = self.plan_of(parameter, group, config)
         if plan.uses_adamw or plan.sharding or not state or self.rule.project is None:
             return False

@@ -147,10 +147,10 @@ class Redistribution(NamedTuple):
         return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
-def redistribution(plan: Plan, number: int, axis: int) -> Redistribution | None:
-    """Return the redistribution of stack ``number`` of a plan; ``None`` where each rank steps all that it has."""
+def redistribution(plan: Plan, number: int, axis: int) -> Redistribution:
+    """Return the redistribution of stack ``number`` of a plan whose parameter is sharded or shared out."""
     if plan.sharding is None:
-        return None
+        raise ValueError("plan must be of a sharded parameter, got one without sharding")
     return Redistribution(plan.sharding, plan.matrices[number], plan.shard_shapes[number], axis)
 
 

@@ -72,9 +72,12 @@ def step_stack(stack: Stack, ops: Ops) -> ShardedSteps[None]:
     gradients = [_gradients(member, plan, group) for member in members]
     after: list[dict[str, Any]] = [{} for _ in members]
     for number, matrix in enumerate(stack.matrices):
-        new = yield from _step_matrices(
-            stack, number, [views[number] for views in targets], [v[number] for v in gradients], ops
-        )
+        own_targets, own_gradients = ([v[number] for v in views] for views in (targets, gradients))
+        given = _Matrices(stack, number, own_targets, own_gradients, ops)
+        if plan.sharding is None:
+            new = _step_here(given)
+        else:
+            new = yield from _step_sharded(given)
         for entries, state in zip(after, new, strict=True):
             entries |= entries_of(state, plan, number, matrix.config, batch_dims)
     for member, local, whole, entries in zip(members, locals_, wholes, after, strict=True):
@@ -83,46 +86,72 @@ def step_stack(stack: Stack, ops: Ops) -> ShardedSteps[None]:
         member.state.update(entries, step=member.state["step"] + 1)
 
 
-def _step_matrices(
-    stack: Stack, number: int, targets: list[Tensor], gradients: list[Tensor], ops: Ops
-) -> ShardedSteps[list[Any]]:
-    """Step stack ``number`` of matrices of each parameter; return their new states."""
-    plan, matrix, rule = stack.plan, stack.matrices[number], stack.rule
-    states = [state_of(member.state, plan, number, rule) for member in stack.members]
-    write = _write_of(stack, number, ops)
+class _Matrices(NamedTuple):
+    """Stack ``number`` of matrices of each parameter of a stack: what is stepped by one call of the core."""
+
+    stack: Stack
+    number: int
+    targets: list[Tensor]
+    gradients: list[Tensor]
+    ops: Ops
+
+    @property
+    def matrix(self) -> MatrixStep[Any]:
+        """What its steps are bound to."""
+        return self.stack.matrices[self.number]
+
+    def states(self) -> list[Any]:
+        """Return the core's state of each parameter's matrices."""
+        stack = self.stack
+        return [state_of(m.state, stack.plan, self.number, stack.rule) for m in stack.members]
+
+    def together(self) -> Tensor:
+        """Return the gradients as one stack."""
+        return self.gradients[0] if len(self.gradients) == 1 else torch.stack(self.gradients)
+
+
+def _step_here(given: _Matrices) -> list[Any]:
+    """Step matrices that this process has all of; return their new states."""
+    stack, matrix, rule = given.stack, given.matrix, given.stack.rule
+    states = given.states()
+    write = _write_of(stack, given.number, given.ops)
     refresh = bool(matrix.config.refreshes(states[0].step + 1))
-    if (length := _rows_per_part(stack, matrix, ops)) < matrix.layout.rows:
-        part_steps = _parts(targets[0], gradients[0], states[0], matrix, length)
-        kept = run_parts(
-            [_step_part(part, matrix, rule, refresh, write) for part in part_steps], ops.for_each
-        )
+    if (length := _rows_per_part(stack, matrix, given.ops)) < matrix.layout.rows:
+        parts = _parts(given.targets[0], given.gradients[0], states[0], matrix, length)
+        steps = [_step_part(part, matrix, rule, refresh, write) for part in parts]
+        kept = run_parts(steps, given.ops.for_each)
         # What is not cut is the same in all; what is has been written in place.
-        cut = part_steps[0].state_views
+        cut = parts[0].state_views
         return [kept[0]._replace(**{name: getattr(states[0], name) for name in cut})]
-    before = stacked(states, matrix.layout.batch)
+    local, before = given.together(), stacked(states, matrix.layout.batch)
     if torch.compiler.is_compiling():
         # The compiler would take a host number that goes through `math` for a constant, and compile every step anew.
         # A tensor it follows; whether to refresh is the one thing that two graphs are for.
-        count = torch.tensor(before.step, device=gradients[0].device)
-        before = before._replace(step=count)
-    local = gradients[0] if len(gradients) == 1 else torch.stack(gradients)
+        before = before._replace(step=torch.tensor(before.step, device=local.device))
     if stack.members[0].projected is not None:
-        update, kept = rule.step_projected(local, before, matrix)  # type: ignore[misc]
-        apply_update(targets, update, write)
-        return unstacked(kept, states)
-    around = redistribution(plan, number, matrix.layout.axis)
-    if around is None:
-        update, kept = run(rule.steps(local, before, matrix, refresh))
-        apply_update(targets, update, write)
-        return unstacked(kept, states)
-    shard = yield from around.to_compute(local)
-    steps = rule.steps(shard, before, matrix, refresh)
-    if plan.reduces:
-        update, kept = yield from all_reduced(steps, around.sharding.group)
+        update, after = rule.step_projected(local, before, matrix)  # type: ignore[misc]
     else:
-        update, kept = run(steps)
-    yield from around.write(targets, update, local, write)
-    return unstacked(kept, states)
+        update, after = run(rule.steps(local, before, matrix, refresh))
+    apply_update(given.targets, update, write)
+    return unstacked(after, states)
+
+
+def _step_sharded(given: _Matrices) -> ShardedSteps[list[Any]]:
+    """Step matrices that lie on several ranks, or whose work they share; return this rank's new states."""
+    stack, matrix = given.stack, given.matrix
+    states, local = given.states(), given.together()
+    write = _write_of(stack, given.number, given.ops)
+    refresh = bool(matrix.config.refreshes(states[0].step + 1))
+    around = redistribution(stack.plan, given.number, matrix.layout.axis)
+    shard = yield from around.to_compute(local)
+    before = stacked(states, matrix.layout.batch)
+    steps = stack.rule.steps(shard, before, matrix, refresh)
+    if stack.plan.reduces:
+        update, after = yield from all_reduced(steps, around.sharding.group)
+    else:
+        update, after = run(steps)
+    yield from around.write(given.targets, update, local, write)
+    return unstacked(after, states)
 
 
 def _write_of(stack: Stack, number: int, ops: Ops) -> Write:

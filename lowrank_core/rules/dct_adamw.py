@@ -44,7 +44,6 @@ from lowrank_core.subspace.update import (
     CoefficientRest,
     DenseRest,
     LowRankUpdate,
-    Rest,
     SignRest,
     lifted,
     without_chosen,
@@ -72,14 +71,35 @@ def dct_adamw_steps(
     Generator
         Yields `Sum`; returns the update and the new state. The update may refer to ``gradient``.
     """
-    # I, the columns of S = A Q with the largest norms, or those of the step before; a = A Q_I; and m, v of the columns.
-    projected = yield from _project(gradient, state, matrix, refresh)
+    config, ops = matrix.config, matrix.ops
+    # S = A Q, and I: its columns with the largest norms, or those of the step before. Stored vectors are computed from
+    # the whole matrix instead: there is nothing to add up.
+    S: Any = None
+    columns: Any = None
+    if not config.stored:
+        if refresh or config.transforms_every_step:
+            # Of A and S, as large as the matrix, S alone is held while the sum is waited for: A is made anew of G.
+            S = matrix.basis.transform_scored(
+                _with_feedback(gradient, state, matrix),
+                ops, axis=matrix.layout.axis, method=config.method, norms=config.norms(refresh),
+            )  # fmt: skip
+        choose = partial(select, state, matrix, refresh, compute_dtype(gradient.dtype, ops.xp))
+        columns = yield Sum(joined_sums(S, matrix, refresh), choose)
+    # a = A Q_I, and m, v of the columns: one that stays keeps them, a newcomer starts at zero.
+    projected = _project(gradient, state, columns, S, matrix, refresh)
     # m <- b1 m + (1 - b1) a,  v <- b2 v + (1 - b2) a^2,  u = m_hat / (sqrt(v_hat) + eps)
     update, after = adam_step(
         projected.a, projected.moments, projected.columns, state, matrix, overwrite=refresh
     )
     # What becomes of E = A - a Q_I^T. The parameter moves by -lr (u Q_I^T + rest).
-    rest, after = yield from _rest(projected, update, after, matrix)
+    rest, after = _rest(projected, update, after, matrix)
+    if config.residual == "scaled":
+        # The norm of it all grows by at most 1 % a step.
+        E = rest.values
+        square = ops.xp.sum(E * E, axis=(-2, -1))
+        shrink, norm = yield Sum(square, partial(limit_growth, state.residual_norm, ops))
+        rest = rest._replace(values=E * shrink[..., None, None])
+        after = after._replace(residual_norm=norm)
     return replace(update, rest=rest), after
 
 
@@ -94,37 +114,31 @@ class _Projected(NamedTuple):
 
 
 def _project(
-    gradient: Array, state: DCTAdamWState, matrix: MatrixStep[DCTAdamWConfig], refresh: bool
-) -> Steps[_Projected]:
-    """Return the columns of this step, the coefficients on them and the moments carried to them."""
+    gradient: Array,
+    state: DCTAdamWState,
+    columns: Any,
+    S: Any,
+    matrix: MatrixStep[DCTAdamWConfig],
+    refresh: bool,
+) -> _Projected:
+    """Return the coefficients on the ``columns`` of this step, from all of them, ``S``, where these are known.
+
+    And the moments carried to these columns; of stored vectors, which are computed here, ``columns`` is ``None``.
+    """
     config, axis, ops = matrix.config, matrix.layout.axis, matrix.ops
-    dtype = compute_dtype(gradient.dtype, ops.xp)
-    moments = wide_moments(state, dtype, ops)
-    if config.stored:
-        # Vectors are computed from the whole matrix: there is nothing to add up.
-        A = _with_feedback(gradient, state, matrix)
-        columns = ColumnSelection(None, None, ops.astype(state.vectors, dtype))
+    A = _with_feedback(gradient, state, matrix)
+    moments = wide_moments(state, A.dtype, ops)
+    if columns is None:
+        columns = ColumnSelection(None, None, ops.astype(state.vectors, A.dtype))
         if refresh:
             columns, moments = compute_vectors(A, columns.vectors, moments, state.step, matrix)
         a = apply_matrix(A, columns.vectors, axis, ops.xp)
         return _Projected(a, columns, moments, A, None)
-
-    S: Any = None
-    if refresh or config.transforms_every_step:
-        # Of A and S, as large as the matrix, S alone is held while the sum is waited for: A is made anew of G.
-        S = matrix.basis.transform_scored(
-            _with_feedback(gradient, state, matrix),
-            ops, axis=axis, method=config.method, norms=config.norms(refresh),
-        )  # fmt: skip
-    choose = partial(select, state, matrix, refresh, dtype)
-    columns = yield Sum(joined_sums(S, matrix, refresh), choose)
-    A = _with_feedback(gradient, state, matrix)
     if S is None:
         a = project_on(A, columns.indices, columns.vectors, matrix.basis, axis, ops)
     else:
         a = S.take(columns.indices)
     if refresh:
-        # A column that stays keeps its moments, a newcomer starts at zero.
         moments = carry_moments(moments, columns.moved, columns.newcomers, axis, ops)
     kept = S if config.transforms_every_step else None
     return _Projected(a, columns, moments, None if config.residual == "discard" else A, kept)
@@ -135,7 +149,7 @@ def _rest(
     update: LowRankUpdate,
     state: DCTAdamWState,
     matrix: MatrixStep[DCTAdamWConfig],
-) -> Steps[tuple[Rest, DCTAdamWState]]:
+) -> tuple[Any, DCTAdamWState]:
     """Return what the residual policy adds to the update, and ``state``, which is that after this step, with its part.
 
     With ``rho`` the option ``residual_scale``.
@@ -161,17 +175,13 @@ def _rest(
             scaled = normalize_columns(S.values, c, rho, config.eps, ops, axis=layout.axis)
             return CoefficientRest(scaled), state
         case "scaled":
-            # rho ||u_i|| / ||a_i|| E_i for each row i, its norm growing by at most 1 % a step
+            # rho ||u_i|| / ||a_i|| E_i for each row i
             ratios = row_ratios(update.factor, a, ops, axis=layout.axis) * rho
             if S is None:
                 E = (A - lifted(a, update, ops)) * ratios
             else:
                 E = without_chosen(S.values, columns.indices, layout.axis, ops) * ratios
-            square = ops.xp.sum(E * E, axis=(-2, -1))
-            shrink, norm = yield Sum(square, partial(limit_growth, state.residual_norm, ops))
-            E = E * shrink[..., None, None]
-            rest = DenseRest(E) if S is None else CoefficientRest(E)
-            return rest, state._replace(residual_norm=norm)
+            return (DenseRest(E) if S is None else CoefficientRest(E)), state
         case _:
             return None, state
 

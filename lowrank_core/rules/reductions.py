@@ -34,7 +34,8 @@ def run(step: Generator[Any, Any, T]) -> T:
         try:
             request = step.send(answer)
         except StopIteration as stop:
-            result: T = stop.value
+            # A graph compiler reads `args`, but not `value`.
+            result: Any = stop.args[0] if stop.args else None
             return result
         answer = request.finish(request.partial)
 
