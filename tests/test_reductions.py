@@ -152,6 +152,32 @@ def test_run_parts_adds_partial_sums_in_order_and_finishes_once():
     assert finished == ["abc"]
 
 
+def test_run_parts_keeps_no_partial_sum_longer_than_it_must():
+    class Partial:
+        alive = most = 0
+
+        def __init__(self, value):
+            self.value = value
+            Partial.alive += 1
+            Partial.most = max(Partial.most, Partial.alive)
+
+        def __add__(self, other):
+            return Partial(self.value + other.value)
+
+        def __del__(self):
+            Partial.alive -= 1
+
+    def step(value):
+        return (yield Sum(Partial(value), lambda total: total.value))
+
+    def in_turn(work, places):
+        for place in places:
+            work(place)
+
+    assert run_parts([step(value) for value in range(20)], in_turn) == [190] * 20
+    assert Partial.most <= 4
+
+
 def test_part_multiple_says_where_parts_may_begin():
     coded = lc.DCTAdamWConfig(rank=3, residual="error_feedback", feedback_bits=8)
     wide, tall = (8, 600), (600, 8)
@@ -164,6 +190,7 @@ def test_part_multiple_says_where_parts_may_begin():
     assert multiple(lc.DCTAdamWConfig(rank=3, residual="scaled"), tall) == 1
     assert multiple(lc.DCTAdamWConfig(rank=3, basis="svd"), tall) is None
     assert multiple(lc.TrionConfig(rank=3, momentum_bits=4), wide) == 256
-    assert multiple(lc.TrionConfig(rank=3), tall) == 1
+    # Half as many rows as the rank at least, or Gram matrices would outweigh the parts.
+    assert multiple(lc.TrionConfig(rank=3), tall) == 2
     # Orthonormalised directly, which needs the whole.
     assert multiple(lc.TrionConfig(rank=8), (9, 8)) is None

@@ -9,6 +9,7 @@ itself, for parts of a matrix the sum over the parts, for shards an all-reduce.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
+from threading import Lock
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 T = TypeVar("T")
@@ -50,22 +51,41 @@ def run_parts(
     order of the parts, so that results do not depend on who was first.
     """
     answer: Any = None
-    requests: list[Any] = [None] * len(parts)
     results: list[Any] = [None] * len(parts)
-
-    def advance(index: int) -> None:
-        try:
-            requests[index] = parts[index].send(answer)
-        except StopIteration as stop:
-            requests[index], results[index] = None, stop.value
-
     while True:
+        total = _Total()
+
+        def advance(index: int, answer: Any = answer, total: _Total = total) -> None:
+            try:
+                total.add(index, parts[index].send(answer))
+            except StopIteration as stop:
+                results[index] = stop.value
+
         for_each(advance, range(len(parts)))
-        first = requests[0]
-        if first is None:
+        if total.finish is None:
             return results
-        total = first.partial
-        if total is not None:
-            for request in requests[1:]:
-                total = total + request.partial
-        answer = first.finish(total)
+        answer = total.finish(total.sum)
+
+
+class _Total:
+    """The sum of what parts give, each added as soon as all before it have been.
+
+    Kept until the last has given its own, the Gram matrices of many parts would be larger than the matrix.
+    """
+
+    def __init__(self) -> None:
+        self.sum: Any = None
+        self.finish: Callable[[Any], Any] | None = None
+        self._next = 0
+        self._early: dict[int, Sum] = {}
+        self._lock = Lock()
+
+    def add(self, index: int, request: Sum) -> None:
+        """Add what part ``index`` gives, and what has waited for it."""
+        with self._lock:
+            self._early[index] = request
+            while self._next in self._early:
+                partial, self.finish = self._early.pop(self._next)
+                if partial is not None:
+                    self.sum = partial if self.sum is None else self.sum + partial
+                self._next += 1

@@ -100,11 +100,13 @@ class TrionConfig:
     def part_multiple(self, layout: Layout) -> int | None:
         """Return the multiples at which parts of the rows of a matrix begin that can be stepped in lockstep.
 
-        ``None`` where orthonormalisation is cheaper on the whole than through the Gram matrix that parts add up.
+        Of at least half as many rows as the rank, so that the ``r x r`` Gram matrix of a part costs little beside it.
+        ``None`` where orthonormalisation is cheaper on the whole than through the Gram matrices that parts add up.
         """
         if layout.rank > layout.rows or is_direct(layout.rows, layout.rank):
             return None
-        return self.block_multiple(layout.axis)
+        own = self.block_multiple(layout.axis)
+        return own * max(1, -(-layout.rank // (2 * own)))
 
     def state_spec(self, shape: tuple[int, ...], dtype: str = "float32") -> dict[str, ArraySpec]:
         """Return shape and dtype of every array of the state of matrices of ``shape``.
