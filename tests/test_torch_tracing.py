@@ -69,6 +69,24 @@ def test_every_rule_compiles_without_a_break(compiler, residual):
 
 
 @compiles
+# The compiler calls what its own library deprecates.
+@pytest.mark.filterwarnings("ignore:`torch:DeprecationWarning", "ignore:`torch:FutureWarning")
+@pytest.mark.parametrize("kind", [DCTAdamW, Trion])
+def test_a_stack_of_matrices_runs_as_compiled_code(compiler, kind):
+    given = parameters((24, 10), (24, 10), (24, 10))
+    plain = copies(given)
+    optimizer, reference = (kind(own, lr=torch.tensor(0.02), rank=3) for own in (given, plain))
+    train(optimizer, given, 1)
+    step = compiler(optimizer.step, fullgraph=True)
+    for number in range(1, 3):
+        set_gradients(given, number)
+        step()
+    train(reference, plain, 3)
+    for found, wanted in zip(given, plain, strict=True):
+        assert_close(found.detach(), wanted.detach(), xp=torch, dtype="float32", kind="trajectory")
+
+
+@compiles
 @pytest.mark.parametrize("bias_correction", ["step", "column"])
 def test_compiled_step_is_not_compiled_anew(compiler, bias_correction):
     (parameter,) = parameters((24, 10))

@@ -60,7 +60,7 @@ class ParameterRole(NamedTuple):
     transposed: bool = False
     #: Rows of the parts of a fused projection.
     split_sizes: tuple[int, ...] | None = None
-    #: Matrices of equal height that its rows are cut into: the groups of a convolution.
+    #: How many matrices of equal height its rows are cut into (the groups of a convolution).
     num_heads: int | None = None
     #: Whether it is decayed.
     decay: bool = True

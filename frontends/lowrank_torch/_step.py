@@ -64,6 +64,7 @@ def is_plain(parameter: Tensor) -> bool:
 def step_stack(stack: Stack, ops: Ops) -> ShardedSteps[None]:
     """Do one step on parameters whose states have been made: a generator of the collectives it needs, if any."""
     members, plan, group = stack.members, stack.plan, stack.group
+    counts = [member.state["step"] + 1 for member in members]
     batch_dims, transposed = group["batch_dims"], group["transposed"]
     # A parameter whose memory is not laid out as matrices (a channels-last convolution) is stepped as a copy.
     locals_ = [local_of(member.parameter) for member in members]
@@ -80,10 +81,12 @@ def step_stack(stack: Stack, ops: Ops) -> ShardedSteps[None]:
             new = yield from _step_sharded(given)
         for entries, state in zip(after, new, strict=True):
             entries |= entries_of(state, plan, number, matrix.config, batch_dims)
-    for member, local, whole, entries in zip(members, locals_, wholes, after, strict=True):
+    for member, count, local, whole, entries in zip(
+        members, counts, locals_, wholes, after, strict=True
+    ):
         if whole is not local:
             write_matrices(local, whole, transposed=transposed)
-        member.state.update(entries, step=member.state["step"] + 1)
+        member.state.update(entries, step=count)
 
 
 class _Matrices(NamedTuple):
@@ -126,8 +129,9 @@ def _step_here(given: _Matrices) -> list[Any]:
     local, before = given.together(), stacked(states, matrix.layout.batch)
     if torch.compiler.is_compiling():
         # The compiler would take a host number that goes through `math` for a constant, and compile every step anew.
-        # A tensor it follows; whether to refresh is the one thing that two graphs are for.
-        before = before._replace(step=torch.tensor(before.step, device=local.device))
+        # A tensor it follows; whether to refresh is the one thing that two graphs are for. `int` keeps the number among
+        # the graph's inputs: the counts of a stack were compared, and of those that are equal it keeps what is used.
+        before = before._replace(step=torch.tensor(int(before.step), device=local.device))
     if stack.members[0].projected is not None:
         update, after = rule.step_projected(local, before, matrix)  # type: ignore[misc]
     else:
