@@ -24,7 +24,7 @@ def run_sharded(*cases):
             sys.executable,
             "-W",
             "error",
-            str(Path(__file__).with_name("sharded_jax.py")),
+            str(Path(__file__).parents[1] / "support" / "sharded_jax.py"),
             *cases,
         ],
         env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},

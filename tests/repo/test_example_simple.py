@@ -11,7 +11,7 @@ from helpers import assert_close, normal
 
 import lowrank_core as lc
 
-EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 SHAPE, RANK, STEPS, LR, DECAY = (20, 12), 5, 12, 0.03, 0.1
 
 

@@ -6,7 +6,7 @@ import inspect
 from graphlib import CycleError, TopologicalSorter
 
 import pytest
-from test_packaging import PACKAGES, module_names
+from packages import PACKAGES, module_names
 
 #: The parts of the core, each of which may import those before it.
 CORE = (

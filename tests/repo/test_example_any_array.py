@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from example_helpers import refused
 
-EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 SETTINGS: dict[str, Any] = {"columns": 16, "rate": 3e-3, "epochs": 3, "seed": 0}
 
 

@@ -1,4 +1,4 @@
-"""Run by `test_jax_sharded`: cases of sharded steps, reported as JSON."""
+"""Run by `tests/jax/test_sharded.py`: cases of sharded steps, reported as JSON."""
 
 import json
 import math

@@ -17,7 +17,7 @@ import torch
 from example_helpers import refused
 from safetensors.numpy import load_file
 
-EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 OPTIMIZERS = ["adamw", "dct-adamw", "trion"]
 STEPS = 8
 

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 OPTIMIZERS = ["adamw", "dct-adamw"]
 STEPS = 12
 Command = Callable[..., list[str]]

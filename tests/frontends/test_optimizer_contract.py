@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from frontend_runs import FRONTENDS, NAMES, JaxRun, TorchRun
 from helpers import TOLERANCES, assert_close, assert_identical, dtype_name, normal, to_numpy
 from torch_helpers import choices
 
 import lowrank_core as lc
-from frontends import FRONTENDS, NAMES, JaxRun, TorchRun
 from lowrank_core.bases.registry import STORED_BASES
 from lowrank_core.rules.residuals import RESIDUALS
 

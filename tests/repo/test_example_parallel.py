@@ -14,7 +14,7 @@ import torch
 
 pytestmark = pytest.mark.usefixtures("torch")
 
-EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 STEPS, KILLED_AT, SAVED_EVERY = 8, 5, 2
 # The second process ends without a word, as if the machine had taken it.
 DIES = f"""

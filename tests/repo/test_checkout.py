@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = {"lowrank_core", "backends", "frontends", "tests", "docs"}
 COMMANDS = {"main-job": "docs/examples/pretrain_lm.py", "tests": "pytest"}
 

@@ -5,18 +5,15 @@ framework is installed.
 """
 
 import ast
-import importlib.util
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib import metadata
-from pathlib import Path
 
 import pytest
+from packages import PACKAGES, module_names, package_folder
 
 DISTRIBUTION = "lowrank-core"
-PACKAGES = ("lowrank_core", "lowrank_backends", "lowrank_torch", "lowrank_jax")
 FRAMEWORKS = ("numpy", "scipy", "torch", "jax", "jaxlib", "cupy", "cupyx", "optax")
 
 # What each package may import beside the standard library and itself.
@@ -44,23 +41,6 @@ ENTRY_POINTS = {
     "jax": "lowrank_backends.jax:JaxOps",
     "cupy": "lowrank_backends.cupy:CupyOps",
 }
-
-
-def package_folder(package: str) -> Path:
-    """Where an installed package lies, found without running it."""
-    spec = importlib.util.find_spec(package)
-    assert spec is not None, f"{package} is not installed"
-    assert spec.origin is not None, f"{package} has no __init__.py"
-    return Path(spec.origin).parent
-
-
-def module_names() -> Iterator[tuple[str, Path]]:
-    """Dotted name and file of every module of the four packages."""
-    for package in PACKAGES:
-        folder = package_folder(package)
-        for path in sorted(folder.rglob("*.py")):
-            parts = path.relative_to(folder).with_suffix("").parts
-            yield ".".join((package, *(part for part in parts if part != "__init__"))), path
 
 
 def imported_roots(source: str) -> set[str]:
