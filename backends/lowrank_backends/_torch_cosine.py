@@ -9,7 +9,7 @@ begins. What has to be reordered is copied by NumPy, which walks backwards and i
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -189,7 +189,8 @@ class HalfSpectra:
 
     #: The real numbers of ``Z``, ``(count, lines, 2 * half)``.
     numbers: Tensor
-    sums: dict[str, Tensor]
+    #: As `lowrank_core.ops.standard.Coefficients` has them.
+    sums: Tensor | None
     axis: int
     frame: _Frame
     #: Shape of the matrices, their leading dimensions included.
@@ -235,35 +236,36 @@ def dct_scored(
     made = empty if scratch is None else scratch.empty
     spectra = made((count, lines, frame.half), frame.forward.dtype)
     numbers = torch.view_as_real(spectra).view(count, lines, 2 * frame.half)
-    blocks = list(enumerate(_blocks(count, lines, frame.size)))
-    found: list[list[Any]] = [[] for _ in blocks]
+    blocks = list(_blocks(count, lines, frame.size))
+    found: list[Any] = [None] * len(blocks)
 
-    def work(item: tuple[int, _Block]) -> None:
-        place, block = item
+    def work(place: int) -> None:
+        block = blocks[place]
         _spectrum(_part(stack, block, axis), axis, frame, _part(spectra, block, -1))
-        own = _part(numbers, block, -1).numpy()
-        found[place] = [np.stack([_SUMS[norm](one) for one in own]) for norm in norms]
+        found[place] = _column_sums(_part(numbers, block, -1).numpy(), norms)
 
-    for_each(work, blocks)
-    sums = {}
-    for place, norm in enumerate(norms):
-        total = np.zeros((count, 2 * frame.half), numbers.numpy().dtype)
-        for (_, block), own in zip(blocks, found, strict=True):
-            total[block.matrices] += own[place]
-        chosen = torch.from_numpy(total).index_select(-1, frame.places)
-        sums[norm] = chosen.view(*x.shape[:-2], frame.size)
+    for_each(work, range(len(blocks)))
+    if not norms:
+        return HalfSpectra(numbers, None, axis, frame, tuple(x.shape))
+    total = np.zeros((len(norms), count, 2 * frame.half), numbers.numpy().dtype)
+    for block, own in zip(blocks, found, strict=True):
+        total[:, block.matrices] += own
+    sums = torch.from_numpy(total).index_select(-1, frame.places)
+    sums = sums.view(len(norms), *x.shape[:-2], frame.size)
     return HalfSpectra(numbers, sums, axis, frame, tuple(x.shape))
 
 
-def _squares(rows: Any) -> Any:
-    return np.einsum("ij,ij->j", rows, rows)
-
-
-def _magnitudes(rows: Any) -> Any:
-    return np.abs(rows).sum(axis=0)
-
-
-_SUMS: dict[str, Callable[[Any], Any]] = {"l2": _squares, "l1": _magnitudes}
+def _column_sums(matrices: Any, norms: Sequence[str]) -> Any:
+    """Return the sums over the rows of ``(g, rows, k)``, ``(len(norms), g, k)``."""
+    count, _, width = matrices.shape
+    sums = np.empty((len(norms), count, width), matrices.dtype)
+    for number, rows in enumerate(matrices):
+        for place, norm in enumerate(norms):
+            if norm == "l2":
+                np.einsum("ij,ij->j", rows, rows, out=sums[place, number])
+            else:
+                np.abs(rows).sum(axis=0, out=sums[place, number])
+    return sums
 
 
 def idct_columns(values: Tensor, indices: Tensor, size: int, *, axis: int) -> Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import Any, Self, TypeVar
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -27,8 +27,6 @@ except ImportError:
 else:
     _BY_BLOCKS = True
 
-T = TypeVar("T")
-
 # Numbers in one block: small enough for a core's cache, large enough to amortise a dozen kernel launches.
 _BLOCK = 2**18
 # Matrices whose columns are gathered one matrix after the other, which reads memory in its order.
@@ -50,6 +48,9 @@ class TorchOps(StandardOps[Tensor]):
             (4096, 108),
         ),
     )
+
+    num_threads = staticmethod(num_threads)
+    for_each = staticmethod(for_each)
 
     _scratch: Any = None
 
@@ -158,14 +159,6 @@ class TorchOps(StandardOps[Tensor]):
             return super().add_signs(x, gradient, kept, scale)
         return x.sub_(kept.sub_(gradient).sign_(), alpha=float(scale))
 
-    def num_threads(self) -> int:
-        """Return the number of PyTorch's threads where they can be divided; 1 in one of them."""
-        return num_threads()
-
-    def for_each(self, work: Callable[[T], object], items: Iterable[T]) -> None:
-        """Call ``work`` for every item, several at a time on threads of their own."""
-        for_each(work, items)
-
     def take(self, x: Tensor, indices: Tensor, *, axis: int) -> Tensor:
         """Return rows or columns of matrices by a gather that looks for no negative indices."""
         index = self.as_index(indices)
@@ -217,7 +210,8 @@ class TorchOps(StandardOps[Tensor]):
             return build()
         # An inference tensor would be of no use to a later caller that follows gradients.
         with torch.inference_mode(False), torch.no_grad():
-            value: Tensor = super().constant((key, torch._guards.detect_fake_mode()), build)
+            key = key, torch._guards.detect_fake_mode()
+            value: Any = self.constants.get(key, build)
         return value
 
 

@@ -148,8 +148,8 @@ def _state(rule: Rule, matrix: _Matrix, leaf: Any) -> Any:
 def _step(rule: Rule, matrix: _Matrix, gradient: jax.Array, state: Any) -> tuple[jax.Array, Any]:
     config = with_numbers_in(matrix.config, gradient.dtype)
     ops = ops_for_namespace(jnp)
-    bound = bind(config, matrix.shape, ops)
     weight = matrix.axes.to_matrix(gradient)
+    bound = bind(config, matrix.shape, ops, ops.device_of(weight))
 
     def step(refresh: bool) -> Any:
         return run(rule.steps(weight, state, bound, refresh))

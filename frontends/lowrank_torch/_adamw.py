@@ -46,7 +46,7 @@ def place_adamw_state(state: dict[str, Any], parameter: Any, sharding: Sharding 
     if is_sharded(parameter):
         sharding = Sharding(parameter.device_mesh, parameter.placements)
     for name in _MOMENTS:
-        placements = () if sharding is None else sharding.placements
+        placements = None if sharding is None else sharding.placements
         state[name] = placed(state[name], sharding, placements, name)
 
 

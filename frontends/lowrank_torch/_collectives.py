@@ -8,6 +8,7 @@ the results. While it is on its way, further steps begin.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
@@ -92,16 +93,17 @@ class CollectiveScheduler:
         self.window = window
         #: What the last step moved, by kind of collective.
         self.last: dict[str, Traffic] = {}
-        self._now: dict[str, Traffic] = {}
+        #: What has been moved since.
+        self.counted: dict[str, Traffic] = {}
 
     def count(self, kind: str, result: Tensor) -> None:
         """Count one collective."""
-        calls, moved = self._now.get(kind, Traffic(0, 0))
-        self._now[kind] = Traffic(calls + 1, moved + result.nbytes)
+        calls, moved = self.counted.get(kind, Traffic(0, 0))
+        self.counted[kind] = Traffic(calls + 1, moved + result.nbytes)
 
     def close(self) -> None:
         """End a step's account."""
-        self.last, self._now = self._now, {}
+        self.last, self.counted = self.counted, {}
 
     def idle(self, parameters: Sequence[Any]) -> list[Any]:
         """Return the parameters whose gradients are zero on all ranks."""
@@ -129,7 +131,7 @@ class CollectiveScheduler:
         pending: _Batch | None = None
         for held, step in steps:
             _advance(step, held, None, waiting)
-            if sum(one.held for one in waiting) >= self.window:
+            if sum(map(_held, waiting)) >= self.window:
                 waiting, pending = self._turn(waiting, pending)
         while waiting or pending:
             waiting, pending = self._turn(waiting, pending)
@@ -155,6 +157,9 @@ class _Waiting(NamedTuple):
     step: ShardedSteps[None]
     held: int
     request: Request
+
+
+_held = attrgetter("held")
 
 
 class _Batch(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,13 +36,27 @@ def is_zero_lr(lr: float | Tensor) -> bool:
     return bool(lr == 0)
 
 
-def check_gradient(gradient: Tensor, name: Callable[[], str]) -> None:
-    """Raise ``TypeError`` unless a gradient can be stepped on; ``name`` returns the name of its parameter."""
+def check_gradient(parameter: Tensor, projected: object, name: Callable[[Tensor], str]) -> None:
+    """Raise unless a parameter's gradient can be stepped on; ``name`` returns the name of a parameter.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the gradient is not of dense real numbers, or if coefficients of it, ``projected``, are kept beside it.
+    """
+    gradient: Any = parameter.grad
     if gradient.layout != torch.strided:
-        raise TypeError(f"the gradient of {name()} must be dense, got layout {gradient.layout}")
+        raise TypeError(
+            f"the gradient of {name(parameter)} must be dense, got layout {gradient.layout}"
+        )
     if not gradient.is_floating_point():
         raise TypeError(
-            f"the gradient of {name()} must be of a real floating-point dtype, got {gradient.dtype}"
+            f"the gradient of {name(parameter)} must be of a real floating-point dtype, got {gradient.dtype}"
+        )
+    if projected is not None:
+        raise ValueError(
+            f"{name(parameter)} must have its gradient whole or projected, got both: was it accumulated before "
+            "projection was turned off?"
         )
 
 

@@ -15,13 +15,11 @@ from lowrank_core import ops_for_namespace
 from lowrank_core._checks import check_known
 from lowrank_core.ops.constants import Constants
 from lowrank_core.rules.portable import Names
-from lowrank_core.rules.reductions import run
 from lowrank_core.rules.rule import Rule
 from lowrank_torch._adamw import adamw_step, make_adamw_state, place_adamw_state
 from lowrank_torch._collectives import CollectiveScheduler, Traffic
 from lowrank_torch._for_model import for_model
 from lowrank_torch._group_keys import check_group_keys, warn_of_unnamed
-from lowrank_torch._grouping import grouped
 from lowrank_torch._input import check_gradient, check_not_flat, is_zero_lr
 from lowrank_torch._loading import as_saved, parameter_name
 from lowrank_torch._options import BOOKKEEPING, GroupOptions
@@ -30,8 +28,9 @@ from lowrank_torch._planner import Planner
 from lowrank_torch._portable import load_state, save_state
 from lowrank_torch._redistribute import gather_rows
 from lowrank_torch._report import ParameterSummary, summarize
+from lowrank_torch._schedule import Schedule
 from lowrank_torch._state import make_state, place_state
-from lowrank_torch._step import Stack, project_gradient, step_stack
+from lowrank_torch._step import Stack, project_gradient, step_here, step_sharded
 
 
 class LowRankOptimizer(Optimizer):
@@ -98,6 +97,7 @@ class LowRankOptimizer(Optimizer):
         self._ops = ops.with_constants(Constants(), reuse_memory=self._reuses_memory)
         self._options = GroupOptions(self.rule)
         self._planner = Planner(self._options, self._whole_ranks, self._process_group, self._ops)
+        self._schedule: Schedule | None = None
         self._projected: dict[Tensor, list[Tensor]] = {}
         self._scheduler = CollectiveScheduler(self.window_bytes)
 
@@ -195,54 +195,39 @@ class LowRankOptimizer(Optimizer):
     @torch.no_grad()
     def step_only(self, chosen: Container[Tensor] | None) -> None:
         """Step the ``chosen`` parameters, or all, that have a gradient: what `step` does without its hooks."""
-        configs = [self._options.config_of(group) for group in self.param_groups]
-        stepped = []
-        first = 0
-        for group, config in zip(self.param_groups, configs, strict=True):
-            stepped.append(self._members(group, config, first, chosen))
-            first += len(group["params"])
-        stacks: list[Stack] = []
-        adamw: list[tuple[list[tuple[Member, Plan]], Mapping[str, Any]]] = []
-        for group, config, members in zip(self.param_groups, configs, stepped, strict=True):
-            ready = self._with_state(members, group, config)
-            matrices = [one for one in ready if not one[1].uses_adamw]
-            for plan, own in grouped(matrices, group, config, self.rule):
-                bound = self._planner.bound(plan, config)
-                stacks.append(Stack(own, plan, bound, self.rule, group))
-            adamw.append(([one for one in ready if one[1].uses_adamw], group))
-        if any(plan.sharding for members in stepped for _, plan in members):
-            self._step_sharded(stacks, adamw)
+        configs = list(map(self._options.config_of, self.param_groups))
+        members, key = self._members(configs, chosen)
+        schedule = self._schedule
+        if schedule is None or schedule.key != key:
+            schedule = self._scheduled(members, configs, key)
+        if schedule.is_sharded:
+            self._step_sharded(schedule)
         else:
-            self._step_stacks(stacks)
-            for rest, its_group in adamw:
-                adamw_step([member for member, _ in rest], its_group, self._ops)
-        self._scheduler.close()
+            self._step_here(schedule)
+        if self._scheduler.last or self._scheduler.counted:
+            self._scheduler.close()
 
-    def _step_stacks(self, stacks: Sequence[Stack]) -> None:
-        """Step stacks that need no other process, the small ones side by side."""
-        small = [stack for stack in stacks if stack.is_small]
-        if 2 * len(small) <= self._ops.num_threads():
+    def _step_here(self, schedule: Schedule) -> None:
+        """Step parameters that need no other process, small stacks of them side by side."""
+        ops, large, small = self._ops, schedule.large, schedule.small
+        if 2 * len(small) <= ops.num_threads():
             # Most threads would have nothing to do: better that each step is divided.
-            small = []
-        for stack in stacks:
-            if not small or not stack.is_small:
-                run(step_stack(stack, self._ops))
-        self._ops.for_each(lambda stack: run(step_stack(stack, self._ops)), small)
+            large, small = schedule.stacks, []
+        for stack in large:
+            step_here(stack, ops)
+        if small:
+            ops.for_each(lambda stack: step_here(stack, ops), small)
+        for group, members, _ in schedule.adamw:
+            adamw_step(members, group, ops)
 
-    def _step_sharded(
-        self,
-        stacks: Sequence[Stack],
-        adamw: Sequence[tuple[list[tuple[Member, Plan]], Mapping[str, Any]]],
-    ) -> None:
-        """Step stacks and what gets AdamW, some of it shared out among ranks, their collectives issued together."""
-        steps = [(stack.held_bytes, step_stack(stack, self._ops)) for stack in stacks]
-        for members, group in adamw:
-            for sharding in {plan.sharding: None for _, plan in members}:
-                own = [member for member, plan in members if plan.sharding == sharding]
-                adamw_step(own, group, self._ops, sharding)
-                if sharding is not None:
-                    parameters = [member.parameter for member in own]
-                    steps += [(p.nbytes, gather_rows(p, sharding)) for p in parameters]
+    def _step_sharded(self, schedule: Schedule) -> None:
+        """Step parameters, some of which are shared out among ranks, their collectives issued together."""
+        steps = [(stack.held_bytes, step_sharded(stack, self._ops)) for stack in schedule.stacks]
+        for group, members, sharding in schedule.adamw:
+            adamw_step(members, group, self._ops, sharding)
+            if sharding is not None:
+                parameters = [member.parameter for member in members]
+                steps += [(p.nbytes, gather_rows(p, sharding)) for p in parameters]
         self._scheduler.run(steps)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -268,9 +253,9 @@ class LowRankOptimizer(Optimizer):
             return False
         if not config.projects or config.refreshes(state["step"] + 1):
             return False
-        bound = self._planner.bound(plan, config)
+        bound = self._planner.bound(plan, config, parameter.device)
         member = Member(parameter, state, stream=0)
-        parts = project_gradient(member, Stack([member], plan, bound, self.rule, group))
+        parts = project_gradient(Stack([member], plan, bound, self.rule, group))
         kept = self._projected.get(parameter)
         self._projected[parameter] = (
             parts if kept is None else [a.add_(b) for a, b in zip(kept, parts, strict=True)]
@@ -293,8 +278,52 @@ class LowRankOptimizer(Optimizer):
         """Count a collective that was issued for this optimizer by other means than its step."""
         self._scheduler.count(kind, result)
 
+    def _members(
+        self, configs: Sequence[Any], chosen: Container[Tensor] | None
+    ) -> tuple[list[list[Member]], list[Any]]:
+        """Return the parameters of each group to step, and what a schedule for them depends on; change nothing."""
+        stream, members = -1, []
+        key: list[Any] = []
+        for group, config in zip(self.param_groups, configs, strict=True):
+            own = []
+            key += [id(group), id(config)]
+            for parameter in group["params"]:
+                stream += 1
+                gradient, projected = parameter.grad, self._projected.get(parameter)
+                unasked = chosen is not None and parameter not in chosen
+                if unasked or (gradient is None and projected is None):
+                    continue
+                if gradient is not None:
+                    check_gradient(parameter, projected, self._name_of)
+                    key.append(gradient.dtype)
+                state = self.state.get(parameter, {})
+                own.append(Member(parameter, state, stream, projected))
+                kind = parameter.shape, parameter.dtype, parameter.device
+                key += [id(parameter), id(state), kind]
+            members.append(own)
+        return members, key
+
+    def _scheduled(
+        self, members: Sequence[Sequence[Member]], configs: Sequence[Any], key: list[Any]
+    ) -> Schedule:
+        """Return the schedule of a step, the state made of those that have none yet; keep it for steps like this one.
+
+        Nothing is changed before all parameters have been checked.
+        """
+        schedule = Schedule(key, self.rule)
+        planned = []
+        for group, config, given in zip(self.param_groups, configs, members, strict=True):
+            planned.append([(m, self.plan_of(m.parameter, group, config)) for m in given])
+        for group, config, own in zip(self.param_groups, configs, planned, strict=True):
+            ready = self._with_state(own, group, config)
+            schedule.add(ready, group, config, self._planner)
+        made = any(not member.state for own in members for member in own)
+        if not made and not self._projected and not torch.compiler.is_compiling():
+            self._schedule = schedule
+        return schedule
+
     def _with_state(
-        self, members: list[tuple[Member, Plan]], group: Mapping[str, Any], config: Any
+        self, members: Sequence[tuple[Member, Plan]], group: Mapping[str, Any], config: Any
     ) -> list[tuple[Member, Plan]]:
         """Make the state of those that have none yet; return all but those whose step is to have state alone."""
         ready, new = [], []
@@ -304,37 +333,12 @@ class LowRankOptimizer(Optimizer):
                 if plan.uses_adamw:
                     make_adamw_state(member, plan.sharding)
                 else:
-                    make_state(member, plan, self.rule, config, group["batch_dims"])
+                    bound = self._planner.bound(plan, config, member.parameter.device)
+                    make_state(member, plan, bound, self.rule)
                 new.append(member.parameter)
             ready.append((member, plan))
         idle = self._scheduler.idle(new) if new and is_zero_lr(group["lr"]) else []
         return [one for one in ready if not any(one[0].parameter is p for p in idle)]
-
-    def _members(
-        self, group: dict[str, Any], config: Any, first: int, chosen: Container[Tensor] | None
-    ) -> list[tuple[Member, Plan]]:
-        """Return the parameters of a group to step, each with its plan.
-
-        The first of the group is number ``first`` among all. Nothing is changed before all have been checked.
-        """
-        members = []
-        for stream, parameter in enumerate(group["params"], start=first):
-            projected = self._projected.get(parameter)
-            unasked = chosen is not None and parameter not in chosen
-            if unasked or (parameter.grad is None and projected is None):
-                continue
-            name = partial(self._name_of, parameter)
-            if projected is None:
-                check_gradient(parameter.grad, name)
-            elif parameter.grad is not None:
-                raise ValueError(
-                    f"{name()} must have its gradient whole or projected, got both: was it accumulated before "
-                    "projection was turned off?"
-                )
-            plan = self.plan_of(parameter, group, config)
-            member = Member(parameter, self.state.get(parameter, {}), stream, projected)
-            members.append((member, plan))
-        return members
 
     # -- loading -------------------------------------------------------------------------------
 
@@ -361,7 +365,7 @@ class LowRankOptimizer(Optimizer):
                 if plan.uses_adamw:
                     place_adamw_state(state, parameter, plan.sharding)
                 else:
-                    place_state(state, plan, config, group["batch_dims"])
+                    place_state(state, plan, self._planner.bound(plan, config, parameter.device))
 
     def save_state(self, path: str | os.PathLike[str], names: Names = None) -> None:
         """Write the state to a file that `lowrank_jax.load_state` and `load_state` go on from.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,8 +28,8 @@ class GroupOptions:
         self._watched = tuple(self.defaults())
         #: The options that a state is made for, as opposed to numbers that may change in a run.
         self.structural = ("algorithm", *SHAPE_OPTIONS, *structural_options(rule.config))
-        # The last configuration of each group, with the values it was made of.
-        self._known: dict[int, tuple[tuple[Any, ...], Any]] = {}
+        # The last configuration of each group, between the values it was made of and the numbers that are none of it.
+        self._known: dict[int, tuple[tuple[Any, ...], Any, Any, Any]] = {}
 
     def defaults(self) -> dict[str, Any]:
         """Return the options that both algorithms have, with their defaults."""
@@ -51,13 +52,17 @@ class GroupOptions:
 
         The numbers that schedules change are checked at every step.
         """
-        values = tuple(group[name] for name in self._watched)
+        values = tuple(map(group.__getitem__, self._watched))
         known = self._known.get(id(group))
-        if known is not None and all(a is b for a, b in zip(known[0], values, strict=True)):
-            self._check_numbers(group)
+        if known is not None and all(map(operator.is_, known[0], values)):
+            lr, weight_decay = group["lr"], group["weight_decay"]
+            # Of what are the same numbers there is nothing new to check; a tensor may hold another.
+            if not (lr is known[2] and type(lr) is float and weight_decay is known[3]):
+                self._check_numbers(group)
+                self._known[id(group)] = (values, known[1], lr, weight_decay)
             return known[1]
         config = self.check(group)
-        self._known[id(group)] = values, config
+        self._known[id(group)] = values, config, group["lr"], group["weight_decay"]
         return config
 
     def structure(self, group: Mapping[str, Any]) -> tuple[Any, ...]:

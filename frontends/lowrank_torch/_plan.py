@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lowrank_core.layout import (
+    Layout,
     is_low_rank,
     resolve_axis,
     resolve_rank,
@@ -45,6 +46,8 @@ class Plan(NamedTuple):
     shard_shapes: Shapes = ()
     #: How the parameter lies on ranks; ``None`` where each has and steps all of it.
     sharding: Sharding | None = None
+    #: The number of its leading dimensions that stack matrices.
+    batch_dims: int = 0
 
     @property
     def uses_adamw(self) -> bool:
@@ -67,12 +70,26 @@ class Plan(NamedTuple):
             config = _on_side(config, shape, self.sharding)
         return with_fitting_rank(config, shape)
 
-    def bind(self, config: Any, ops: Ops) -> tuple[MatrixStep[Any], ...]:
-        """Return what the steps of each stack of matrices are bound to."""
-        return tuple(
-            bind(self.fitted(config, number), shape, ops, in_parts=self.reduces)
-            for number, shape in enumerate(self.matrices)
-        )
+    def bind(self, config: Any, ops: Ops, device: torch.device) -> tuple[BoundMatrices, ...]:
+        """Return what the steps of each stack of matrices are bound to, on a device."""
+        bound = []
+        for number, shape in enumerate(self.matrices):
+            fitted = self.fitted(config, number)
+            step = bind(fitted, shape, ops, device, in_parts=self.reduces)
+            spec = fitted.state_spec(shape)
+            keys = tuple(self.key(name, number) for name in spec)
+            shapes = tuple(array.shape for array in spec.values())
+            placements = tuple(self.placements(array, number, step.layout) for array in shapes)
+            bound.append(BoundMatrices(number, step, tuple(spec), keys, shapes, placements))
+        return tuple(bound)
+
+    def placements(self, shape: Sequence[int], number: int, layout: Layout) -> Any:
+        """Return the placements of an array of ``shape`` of the state of a stack; ``None`` where ranks share it."""
+        if self.sharding is None:
+            return None
+        whole, batch_dims = self.matrices[number], self.batch_dims
+        placements = self.sharding.placements_of(shape, whole, layout.axis, batch_dims)
+        return None if all(p.is_replicate() for p in placements) else placements
 
     def state_shapes(self, shape: Sequence[int], config: Any) -> dict[str, tuple[int, ...]]:
         """Return the shape of every entry of the state of a parameter of ``shape``, over all ranks."""
@@ -85,6 +102,22 @@ class Plan(NamedTuple):
         return shapes
 
 
+class BoundMatrices(NamedTuple):
+    """One stack of matrices of a parameter, and what its steps are bound to."""
+
+    #: Its number among those of the parameter.
+    number: int
+    step: MatrixStep[Any]
+    #: The arrays of its state, by their names in the core.
+    fields: tuple[str, ...]
+    #: What these are called among the entries of the parameter's state.
+    keys: tuple[str, ...]
+    #: Their shapes, over all ranks.
+    shapes: Shapes
+    #: How each lies on ranks; ``None`` for one that every rank has all of.
+    placements: tuple[Any, ...]
+
+
 class Member(NamedTuple):
     """One parameter to be stepped."""
 
@@ -95,13 +128,6 @@ class Member(NamedTuple):
     stream: int
     #: Coefficients on the current columns of the gradient of each stack of matrices, where they were kept in its place.
     projected: Sequence[Tensor] | None = None
-
-    @property
-    def gradient_dtype(self) -> torch.dtype:
-        """The dtype of what the step is given."""
-        gradient: Any = self.parameter.grad if self.projected is None else self.projected[0]
-        dtype: torch.dtype = gradient.dtype
-        return dtype
 
 
 def plan_for(
@@ -145,9 +171,9 @@ def plan_for(
         reason = f"rank {rank} is not below the transformed size {size}"
         return Plan((), reason, sharding=unsharded)
     if sharding is None:
-        return Plan(matrices, "", matrices, matrices)
+        return Plan(matrices, "", matrices, matrices, batch_dims=batch_dims)
     check_config(sharding, config, matrices)
-    plan = Plan(matrices, "", _local_shapes(parameter, group, matrices), (), sharding)
+    plan = Plan(matrices, "", _local_shapes(parameter, group, matrices), (), sharding, batch_dims)
     shards = tuple(_shard_shape(plan, sharding, config, n) for n in range(len(matrices)))
     return plan._replace(shard_shapes=shards)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lowrank_core.ops.standard import Ops
-from lowrank_core.rules.rule import MatrixStep
 from lowrank_torch._loading import check_shapes, check_whole
 from lowrank_torch._options import GroupOptions
-from lowrank_torch._plan import Plan, plan_for
+from lowrank_torch._plan import BoundMatrices, Plan, plan_for
 from lowrank_torch._sharding import Sharding, is_sharded, replica_sharding
 
 
@@ -36,7 +36,7 @@ class Planner:
         self._options, self._whole_ranks, self._ops = options, whole_ranks, ops
         self._process_group = process_group
         self._plans: dict[Tensor, tuple[Any, Plan]] = {}
-        self._bound: dict[Plan, tuple[Any, tuple[MatrixStep[Any], ...]]] = {}
+        self._bound: dict[Any, tuple[Any, tuple[BoundMatrices, ...]]] = {}
         self._replicas: dict[str, Sharding | None] = {}
 
     def plan(
@@ -75,14 +75,14 @@ class Planner:
             self._plans[parameter] = structure, plan
         return plan
 
-    def bound(self, plan: Plan, config: Any) -> tuple[MatrixStep[Any], ...]:
-        """Return what the steps of a plan are bound to under a configuration."""
-        known = self._bound.get(plan)
+    def bound(self, plan: Plan, config: Any, device: torch.device) -> tuple[BoundMatrices, ...]:
+        """Return what the steps of a plan on a device are bound to under a configuration."""
+        known = self._bound.get((plan, device))
         # A configuration that is the same object has the same values; other ones may hold tensors.
         if known is not None and known[0] is config:
             return known[1]
-        matrices = plan.bind(config, self._ops)
-        self._bound[plan] = config, matrices
+        matrices = plan.bind(config, self._ops, device)
+        self._bound[plan, device] = config, matrices
         return matrices
 
     def _replicas_of(self, parameter: Tensor) -> Sharding | None:

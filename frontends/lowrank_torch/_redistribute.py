@@ -68,7 +68,9 @@ class Redistribution(NamedTuple):
         ``local`` is what it has of their gradients.
         """
         sharding = self.sharding
-        own = write._replace(dithers=self._own_dithers(write.dithers))
+        own = write
+        if any(write.dithers):
+            own = write._replace(dithers=self._own_dithers(write.dithers))
         if sharding.all_to_all_dim is not None:
             full: Any = materialize(update, ops=write.ops)
             delta = yield from self._to_parameter(full, targets[0])

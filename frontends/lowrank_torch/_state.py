@@ -9,34 +9,34 @@ import torch
 
 from lowrank_core.layout import with_side_of
 from lowrank_core.rules.rule import Rule
-from lowrank_torch._plan import Member, Plan
+from lowrank_torch._plan import BoundMatrices, Member, Plan
 from lowrank_torch._sharding import Sharding, is_sharded, local_of
 
 
-def make_state(member: Member, plan: Plan, rule: Rule, config: Any, batch_dims: int) -> None:
+def make_state(member: Member, plan: Plan, matrices: Sequence[BoundMatrices], rule: Rule) -> None:
     """Give a parameter the state before its first step."""
     parameter = member.parameter
     entries: dict[str, Any] = {}
-    for number, shape in enumerate(plan.shard_shapes):
-        fitted = plan.fitted(config, number)
+    for bound, shape in zip(matrices, plan.shard_shapes, strict=True):
+        fitted, number = bound.step.config, bound.number
         place = {"stream": (member.stream << 8) + number} if rule.uses_rng else {}
         device = local_of(parameter).device
         options = {"xp": torch, "dtype": parameter.dtype, "device": device, **place}
         made = rule.init(shape, fitted, **options)
-        if getattr(made, "key", None) is not None and plan.sharding is not None:
+        if plan.sharding is not None and "key" in bound.fields:
             # Keys are numbered over all matrices of a stack, wherever they are.
             whole = plan.matrices[number]
             axis = fitted.layout(whole).axis
             empty = list(whole)
             empty[-3 - axis] = 0
             keys = rule.init(tuple(empty), with_side_of(fitted, axis), **options).key
-            placements = _placements(plan, fitted, number, keys.shape, batch_dims)
+            placements = bound.placements[bound.fields.index("key")]
             made = made._replace(key=local_of(placed(keys, plan.sharding, placements, "key")))
-        entries |= {"step": made.step} | entries_of(made, plan, number, fitted, batch_dims)
+        entries |= {"step": made.step} | entries_of(made, bound, plan.sharding)
     member.state.update(entries)
 
 
-def place_state(state: dict[str, Any], plan: Plan, config: Any, batch_dims: int) -> None:
+def place_state(state: dict[str, Any], plan: Plan, matrices: Sequence[BoundMatrices]) -> None:
     """Lay a matrix's loaded state out as its parameter is.
 
     Raises
@@ -44,31 +44,29 @@ def place_state(state: dict[str, Any], plan: Plan, config: Any, batch_dims: int)
     ValueError
         If it is sharded and should not be, or otherwise.
     """
-    for number, shape in enumerate(plan.matrices):
-        fitted = plan.fitted(config, number)
-        for name in fitted.state_spec(shape):
-            key = plan.key(name, number)
-            placements = _placements(plan, fitted, number, state[key].shape, batch_dims)
+    for bound in matrices:
+        for key, placements in zip(bound.keys, bound.placements, strict=True):
             state[key] = placed(state[key], plan.sharding, placements, key)
 
 
-def entries_of(state: Any, plan: Plan, number: int, fitted: Any, batch_dims: int) -> dict[str, Any]:
-    """Return the arrays of a state of the core, that of stack ``number``, as entries of a parameter's state."""
-    arrays = {name: value for name, value in state._asdict().items() if value is not None}
-    del arrays["step"]
-    if plan.sharding is not None:
-        spec = fitted.state_spec(plan.matrices[number])
-        for name, value in arrays.items():
-            placements = _placements(plan, fitted, number, spec[name].shape, batch_dims)
-            arrays[name] = as_state(value, spec[name].shape, plan.sharding, placements)
-    return {plan.key(name, number): value for name, value in arrays.items()}
+def entries_of(state: Any, bound: BoundMatrices, sharding: Sharding | None) -> dict[str, Any]:
+    """Return the arrays of a state of the core, that of one stack of matrices, as entries of a parameter's state."""
+    entries = {}
+    kept = zip(bound.fields, bound.keys, bound.shapes, bound.placements, strict=True)
+    for name, key, shape, placements in kept:
+        value = getattr(state, name)
+        if sharding is not None and placements is not None:
+            value = as_state(value, shape, sharding, placements)
+        entries[key] = value
+    return entries
 
 
-def state_of(entries: Mapping[str, Any], plan: Plan, number: int, rule: Rule) -> Any:
-    """Return the core's state of stack ``number`` of a parameter."""
-    fields = rule.state._fields
-    own = {name: local_of(entries.get(plan.key(name, number))) for name in fields[1:]}
-    return rule.state(entries["step"], **own)
+def state_of(entries: Mapping[str, Any], bound: BoundMatrices, rule: Rule) -> Any:
+    """Return the core's state of one stack of matrices: this rank's part of it."""
+    arrays = {}
+    for name, key in zip(bound.fields, bound.keys, strict=True):
+        arrays[name] = local_of(entries[key])
+    return rule.state(entries["step"], **arrays)
 
 
 def stacked(states: Sequence[Any], batch: Sequence[int]) -> Any:
@@ -76,11 +74,10 @@ def stacked(states: Sequence[Any], batch: Sequence[int]) -> Any:
     first = states[0]
     if len(states) == 1:
         return first
-    arrays = {
-        name: torch.stack([getattr(state, name) for state in states])
-        for name, value in first._asdict().items()
-        if value is not None and name != "step"
-    }
+    arrays = {}
+    for name, parts in zip(first._fields, zip(*states, strict=True), strict=True):
+        if name != "step" and parts[0] is not None:
+            arrays[name] = torch.stack(parts)
     if "key" in arrays and not batch:
         # The key of one matrix has a dimension of its own.
         arrays["key"] = arrays["key"].view(-1)
@@ -89,31 +86,20 @@ def stacked(states: Sequence[Any], batch: Sequence[int]) -> Any:
 
 def unstacked(state: Any, states: Sequence[Any]) -> list[Any]:
     """Return the state of a stack as the states of its parts, shaped like ``states``, those before."""
-    if len(states) == 1:
+    count = len(states)
+    if count == 1:
         return [state]
-    parts = {
-        name: value.view(len(states), *getattr(states[0], name).shape).unbind()
-        for name, value in state._asdict().items()
-        if value is not None and name != "step"
-    }
-    return [
-        state._replace(**{name: values[index] for name, values in parts.items()})
-        for index in range(len(states))
-    ]
+    columns: list[Sequence[Any]] = []
+    for name, value, before in zip(state._fields, state, states[0], strict=True):
+        if name == "step" or value is None:
+            columns.append([value] * count)
+        else:
+            columns.append(value.view(count, *before.shape).unbind())
+    return list(map(type(state), *columns))
 
 
-def _placements(plan: Plan, fitted: Any, number: int, shape: Sequence[int], batch_dims: int) -> Any:
-    """Return the placements of an array of ``shape`` of the state of stack ``number``."""
-    if plan.sharding is None:
-        return ()
-    whole = plan.matrices[number]
-    return plan.sharding.placements_of(shape, whole, fitted.layout(whole).axis, batch_dims)
-
-
-def as_state(local: Any, shape: Sequence[int], sharding: Sharding | None, placements: Any) -> Any:
-    """Return what this rank has of an array of ``shape`` as it is kept: a DTensor where ranks have different parts."""
-    if sharding is None or all(p.is_replicate() for p in placements):
-        return local
+def as_state(local: Any, shape: Sequence[int], sharding: Sharding, placements: Any) -> Any:
+    """Return what this rank has of an array of ``shape``, of which ranks have different parts, as it is kept."""
     from torch.distributed.tensor import DTensor
 
     stride = torch.empty(tuple(shape), device="meta").stride()
@@ -123,18 +109,17 @@ def as_state(local: Any, shape: Sequence[int], sharding: Sharding | None, placem
 
 
 def placed(value: Any, sharding: Sharding | None, placements: Any, name: str) -> Any:
-    """Return an array of state that was loaded as it is kept.
+    """Return an array of state that was loaded as it is kept; ``placements`` are ``None`` where ranks share it.
 
     Raises
     ------
     ValueError
         If it is sharded and should not be, or otherwise.
     """
-    kept_whole = all(p.is_replicate() for p in placements)
     if is_sharded(value):
         if (
             sharding is not None
-            and not kept_whole
+            and placements is not None
             and value.device_mesh == sharding.mesh
             and value.placements == placements
         ):
@@ -143,7 +128,7 @@ def placed(value: Any, sharding: Sharding | None, placements: Any, name: str) ->
             f"{name} of the loaded state is sharded otherwise than its parameter; load it with "
             f"torch.distributed.checkpoint.state_dict, which shards it anew"
         )
-    if sharding is None or kept_whole:
+    if sharding is None or placements is None:
         return value
     from torch.distributed.tensor import DTensor, Replicate
 

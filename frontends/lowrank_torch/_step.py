@@ -17,7 +17,7 @@ from lowrank_core.rules.rule import MatrixStep, Rule
 from lowrank_torch._apply import Dither, Write, apply_update
 from lowrank_torch._collectives import ShardedSteps, all_reduced
 from lowrank_torch._matrices import as_matrices, matrix_views, write_matrices
-from lowrank_torch._plan import Member, Plan
+from lowrank_torch._plan import BoundMatrices, Member, Plan
 from lowrank_torch._redistribute import redistribution
 from lowrank_torch._sharding import local_gradient, local_of
 from lowrank_torch._state import entries_of, stacked, state_of, unstacked
@@ -33,11 +33,13 @@ class Stack(NamedTuple):
 
     members: Sequence[Member]
     plan: Plan
-    #: What the steps of each stack of matrices of the plan are bound to.
-    matrices: Sequence[MatrixStep[Any]]
+    #: Each stack of matrices of the plan, bound.
+    matrices: Sequence[BoundMatrices]
     rule: Rule
     #: The options of their group.
     group: Mapping[str, Any]
+    #: About how many bytes a step holds while it waits for other ranks, the same number on every rank.
+    held_bytes: int = 0
 
     @property
     def is_small(self) -> bool:
@@ -45,116 +47,128 @@ class Stack(NamedTuple):
         parameter = self.members[0].parameter
         return is_plain(parameter) and len(self.members) * parameter.numel() <= SMALL_STACK
 
-    @property
-    def held_bytes(self) -> int:
-        """About how many bytes a step holds while it waits for other ranks, the same number on every rank."""
-        sharding = self.plan.sharding
-        if sharding is None or not sharding.reduce_dims:
-            return 0
-        # Coefficients and whatever was copied of the gradient, in float32.
-        numbers = len(self.members) * self.members[0].parameter.numel()
-        return 8 * numbers // sharding.num_shards
-
 
 def is_plain(parameter: Tensor) -> bool:
     """Return whether other threads can work on a parameter: it has memory of its own, on the CPU."""
     return parameter.device.type == "cpu" and type(parameter) in (Tensor, Parameter)
 
 
-def step_stack(stack: Stack, ops: Ops) -> ShardedSteps[None]:
-    """Do one step on parameters whose states have been made: a generator of the collectives it needs, if any."""
-    members, plan, group = stack.members, stack.plan, stack.group
-    counts = [member.state["step"] + 1 for member in members]
-    batch_dims, transposed = group["batch_dims"], group["transposed"]
-    # A parameter whose memory is not laid out as matrices (a channels-last convolution) is stepped as a copy.
-    locals_ = [local_of(member.parameter) for member in members]
-    wholes = [as_matrices(local, batch_dims, transposed=transposed) for local in locals_]
-    targets = [matrix_views(whole, plan.local_shapes, batch_dims) for whole in wholes]
-    gradients = [_gradients(member, plan, group) for member in members]
-    after: list[dict[str, Any]] = [{} for _ in members]
-    for number, matrix in enumerate(stack.matrices):
-        own_targets, own_gradients = ([v[number] for v in views] for views in (targets, gradients))
-        given = _Matrices(stack, number, own_targets, own_gradients, ops)
-        if plan.sharding is None:
-            new = _step_here(given)
-        else:
-            new = yield from _step_sharded(given)
-        for entries, state in zip(after, new, strict=True):
-            entries |= entries_of(state, plan, number, matrix.config, batch_dims)
-    for member, count, local, whole, entries in zip(
-        members, counts, locals_, wholes, after, strict=True
+def step_here(stack: Stack, ops: Ops) -> None:
+    """Do one step on parameters that this process has whole; their states have been made."""
+    views, after = _views_of(stack), []
+    for bound, targets, gradient in zip(
+        stack.matrices, views.targets, views.gradients, strict=True
     ):
+        after.append(_step_matrices(stack, bound, targets, gradient, ops))
+    _keep(stack, views, after)
+
+
+def step_sharded(stack: Stack, ops: Ops) -> ShardedSteps[None]:
+    """Do what `step_here` does on parameters that lie on several ranks, or whose work ranks share: a generator."""
+    views, after = _views_of(stack), []
+    for bound, targets, gradient in zip(
+        stack.matrices, views.targets, views.gradients, strict=True
+    ):
+        after.append((yield from _step_shards(stack, bound, targets, gradient, ops)))
+    _keep(stack, views, after)
+
+
+class _Views(NamedTuple):
+    """What a stack is stepped on: for each stack of matrices of its plan, what this rank has of every member's."""
+
+    #: Views of the parameters, to be written to.
+    targets: list[tuple[Tensor, ...]]
+    #: The gradients, or the coefficients that were kept of them; those of several members as one stack.
+    gradients: Sequence[Tensor]
+    #: Each parameter on this rank, and the same laid out as matrices: a copy where its memory is laid out otherwise.
+    wholes: list[tuple[Tensor, Tensor]]
+
+
+def _views_of(stack: Stack) -> _Views:
+    plan, batch_dims, transposed = stack.plan, stack.plan.batch_dims, stack.group["transposed"]
+    targets, gradients, wholes = [], [], []
+    for member in stack.members:
+        local = local_of(member.parameter)
+        whole = as_matrices(local, batch_dims, transposed=transposed)
+        wholes.append((local, whole))
+        targets.append(matrix_views(whole, plan.local_shapes, batch_dims))
+        if member.projected is not None:
+            gradients.append(member.projected)
+            continue
+        given = as_matrices(local_gradient(member.parameter), batch_dims, transposed=transposed)
+        gradients.append(matrix_views(given.contiguous(), plan.local_shapes, batch_dims))
+    together = gradients[0]
+    if len(gradients) > 1:
+        together = list(map(torch.stack, zip(*gradients, strict=True)))
+    return _Views(list(zip(*targets, strict=True)), together, wholes)
+
+
+def _keep(stack: Stack, views: _Views, after: Sequence[Sequence[Any]]) -> None:
+    """Keep the states ``after`` a step, and write to parameters what was stepped as a copy."""
+    transposed = stack.group["transposed"]
+    for place, (member, (local, whole)) in enumerate(zip(stack.members, views.wholes, strict=True)):
         if whole is not local:
             write_matrices(local, whole, transposed=transposed)
-        member.state.update(entries, step=count)
+        count = member.state["step"] + 1
+        for bound, states in zip(stack.matrices, after, strict=True):
+            member.state.update(entries_of(states[place], bound, stack.plan.sharding))
+        member.state["step"] = count
 
 
-class _Matrices(NamedTuple):
-    """Stack ``number`` of matrices of each parameter of a stack: what is stepped by one call of the core."""
-
-    stack: Stack
-    number: int
-    targets: list[Tensor]
-    gradients: list[Tensor]
-    ops: Ops
-
-    @property
-    def matrix(self) -> MatrixStep[Any]:
-        """What its steps are bound to."""
-        return self.stack.matrices[self.number]
-
-    def states(self) -> list[Any]:
-        """Return the core's state of each parameter's matrices."""
-        stack = self.stack
-        return [state_of(m.state, stack.plan, self.number, stack.rule) for m in stack.members]
-
-    def together(self) -> Tensor:
-        """Return the gradients as one stack."""
-        return self.gradients[0] if len(self.gradients) == 1 else torch.stack(self.gradients)
-
-
-def _step_here(given: _Matrices) -> list[Any]:
+def _step_matrices(
+    stack: Stack,
+    bound: BoundMatrices,
+    targets: Sequence[Tensor],
+    gradient: Tensor,
+    ops: Ops,
+) -> list[Any]:
     """Step matrices that this process has all of; return their new states."""
-    stack, matrix, rule = given.stack, given.matrix, given.stack.rule
-    states = given.states()
-    write = _write_of(stack, given.number, given.ops)
+    matrix, rule = bound.step, stack.rule
+    states = [state_of(member.state, bound, rule) for member in stack.members]
+    write = _write_of(stack, bound.number, ops)
     refresh = bool(matrix.config.refreshes(states[0].step + 1))
-    if (length := _rows_per_part(stack, matrix, given.ops)) < matrix.layout.rows:
-        parts = _parts(given.targets[0], given.gradients[0], states[0], matrix, length)
+    if (length := _rows_per_part(stack, matrix, ops)) < matrix.layout.rows:
+        parts = _parts(targets[0], gradient, states[0], matrix, length)
         steps = [_step_part(part, matrix, rule, refresh, write) for part in parts]
-        kept = run_parts(steps, given.ops.for_each)
+        kept = run_parts(steps, ops.for_each)
         # What is not cut is the same in all; what is has been written in place.
         cut = parts[0].state_views
         return [kept[0]._replace(**{name: getattr(states[0], name) for name in cut})]
-    local, before = given.together(), stacked(states, matrix.layout.batch)
+    before = stacked(states, matrix.layout.batch)
     if torch.compiler.is_compiling():
         # The compiler would take a host number that goes through `math` for a constant, and compile every step anew.
         # A tensor it follows; whether to refresh is the one thing that two graphs are for. `int` keeps the number among
         # the graph's inputs: the counts of a stack were compared, and of those that are equal it keeps what is used.
-        before = before._replace(step=torch.tensor(int(before.step), device=local.device))
+        before = before._replace(step=torch.tensor(int(before.step), device=gradient.device))
     if stack.members[0].projected is not None:
-        update, after = rule.step_projected(local, before, matrix)  # type: ignore[misc]
+        update, after = rule.step_projected(gradient, before, matrix)  # type: ignore[misc]
     else:
-        update, after = run(rule.steps(local, before, matrix, refresh))
-    apply_update(given.targets, update, write)
+        update, after = run(rule.steps(gradient, before, matrix, refresh))
+    apply_update(targets, update, write)
     return unstacked(after, states)
 
 
-def _step_sharded(given: _Matrices) -> ShardedSteps[list[Any]]:
+def _step_shards(
+    stack: Stack,
+    bound: BoundMatrices,
+    targets: Sequence[Tensor],
+    gradient: Tensor,
+    ops: Ops,
+) -> ShardedSteps[list[Any]]:
     """Step matrices that lie on several ranks, or whose work they share; return this rank's new states."""
-    stack, matrix = given.stack, given.matrix
-    states, local = given.states(), given.together()
-    write = _write_of(stack, given.number, given.ops)
+    matrix, rule = bound.step, stack.rule
+    states = [state_of(member.state, bound, rule) for member in stack.members]
+    write = _write_of(stack, bound.number, ops)
     refresh = bool(matrix.config.refreshes(states[0].step + 1))
-    around = redistribution(stack.plan, given.number, matrix.layout.axis)
-    shard = yield from around.to_compute(local)
+    around = redistribution(stack.plan, bound.number, matrix.layout.axis)
+    shard = yield from around.to_compute(gradient)
     before = stacked(states, matrix.layout.batch)
-    steps = stack.rule.steps(shard, before, matrix, refresh)
-    if stack.plan.reduces:
+    steps = rule.steps(shard, before, matrix, refresh)
+    if matrix.in_parts:
         update, after = yield from all_reduced(steps, around.sharding.group)
     else:
         update, after = run(steps)
-    yield from around.write(given.targets, update, local, write)
+    yield from around.write(targets, update, gradient, write)
     return unstacked(after, states)
 
 
@@ -165,30 +179,21 @@ def _write_of(stack: Stack, number: int, ops: Ops) -> Write:
     if group["maximize"]:
         # Every rule is odd in the gradient, so going up is going down with the sign turned.
         lr, weight_decay = -lr, -weight_decay
-    dithers: list[Dither | None] = [None for _ in stack.members]
+    dithers: list[Dither | None] = [None] * len(stack.members)
     if group["stochastic_rounding"]:
         place = number << 24
         dithers = [Dither(m.stream, m.state["step"] + 1, place) for m in stack.members]
     return Write(lr, weight_decay, ops, dithers)
 
 
-def project_gradient(member: Member, stack: Stack) -> list[Tensor]:
+def project_gradient(stack: Stack) -> list[Tensor]:
     """Return the coefficients of a parameter's gradient on the current columns of each stack of its matrices."""
-    plan, rule = stack.plan, stack.rule
-    views = _gradients(member, plan, stack.group)
-    return [
-        rule.project(view, state_of(member.state, plan, number, rule), matrix)  # type: ignore[misc]
-        for number, (view, matrix) in enumerate(zip(views, stack.matrices, strict=True))
-    ]
-
-
-def _gradients(member: Member, plan: Plan, group: Mapping[str, Any]) -> Sequence[Tensor]:
-    """Return what this rank has of the gradient of each stack of matrices, or its kept coefficients."""
-    if member.projected is not None:
-        return member.projected
-    batch_dims, transposed = group["batch_dims"], group["transposed"]
-    own = as_matrices(local_gradient(member.parameter), batch_dims, transposed=transposed)
-    return matrix_views(own.contiguous(), plan.local_shapes, batch_dims)
+    rule, (member,) = stack.rule, stack.members
+    coefficients: list[Any] = []
+    for bound, gradient in zip(stack.matrices, _views_of(stack).gradients, strict=True):
+        state = state_of(member.state, bound, rule)
+        coefficients.append(rule.project(gradient, state, bound.step))  # type: ignore[misc]
+    return coefficients
 
 
 # -- parts of a large matrix, side by side -----------------------------------------------------
@@ -207,7 +212,7 @@ class _Part(NamedTuple):
 def _rows_per_part(stack: Stack, matrix: MatrixStep[Any], ops: Ops) -> int:
     """Return how many rows of a matrix to step at a time on a CPU's threads; all where it is not to be divided."""
     layout, member = matrix.layout, stack.members[0]
-    numbers = math.prod(layout.shape)
+    numbers = math.prod(layout.batch) * layout.rows * layout.size
     threads = ops.num_threads() if numbers >= LEAST_PART * ops.num_threads() else 1
     # Coefficients, two moments and a direction are as wide as the rank.
     made = numbers + 4 * numbers * layout.rank // layout.size

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from lowrank_core._typing import Array, Device, DType, Namespace
-from lowrank_core.ops.axes import apply_matrix
+from lowrank_core.ops.axes import apply_matrix, apply_transpose
 from lowrank_core.ops.crossovers import Crossovers, device_key, measured
 from lowrank_core.ops.standard import Coefficients, Ops, scored
 
@@ -45,17 +45,24 @@ class Basis:
     def transform(self, x: Array, ops: Ops, *, axis: int, method: str = "auto") -> Array:
         """Return the coefficients of ``x`` along ``axis``: ``x @ Q`` or ``Q.T @ x``."""
         size, device = x.shape[axis], ops.device_of(x)
-        if self.fast and not crossovers_on(device, ops).by_matrix(size, method):
+        if not self.by_matrix(size, method, device, ops):
             return self.fast_transform(x, ops, axis=axis)
         return apply_matrix(x, self.matrix(size, x.dtype, device, ops), axis, ops.xp)
 
     def inverse(self, x: Array, ops: Ops, *, axis: int, method: str = "auto") -> Array:
         """Return the matrices with coefficients ``x`` along ``axis``: ``x @ Q.T`` or ``Q @ x``."""
         size, device = x.shape[axis], ops.device_of(x)
-        if self.fast and not crossovers_on(device, ops).by_matrix(size, method):
+        if not self.by_matrix(size, method, device, ops):
             return self.fast_inverse(x, ops, axis=axis)
-        transposed = ops.xp.matrix_transpose(self.matrix(size, x.dtype, device, ops))
-        return apply_matrix(x, transposed, axis, ops.xp)
+        return apply_transpose(x, self.matrix(size, x.dtype, device, ops), axis, ops.xp)
+
+    def by_matrix(self, size: int, method: str, device: Device, ops: Ops) -> bool:
+        """Return whether :meth:`transform` is a product with the whole matrix."""
+        return not self.fast or crossovers_on(device, ops).by_matrix(size, method)
+
+    def by_columns(self, rank: int, size: int, method: str, device: Device, ops: Ops) -> bool:
+        """Return whether a product with ``rank`` basis vectors is faster than a transform."""
+        return crossovers_on(device, ops).by_columns(rank, size, method)
 
     def fast_transform(self, x: Array, ops: Ops, *, axis: int) -> Array:
         """Return what :meth:`transform` returns without the matrix."""
@@ -82,7 +89,7 @@ class Basis:
     ) -> Array | None:
         """Return :meth:`columns` where a product with them is faster than a transform, else ``None``."""
         rank, device = indices.shape[-1], ops.device_of(indices)
-        if not crossovers_on(device, ops).by_columns(rank, size, method):
+        if not self.by_columns(rank, size, method, device, ops):
             return None
         return self.columns(indices, size, dtype, ops)
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from lowrank_core._typing import Array, Device, DType, Namespace
-from lowrank_core.bases.basis import Basis, crossovers_on
+from lowrank_core.bases.basis import Basis
 from lowrank_core.numerics.random import make_key, normal
 from lowrank_core.ops.axes import along_last
 from lowrank_core.ops.makhoul import cosine_columns, cosine_matrix, cosine_rows
@@ -37,7 +37,10 @@ class Cosine(Basis):
         self, x: Array, ops: Ops, *, axis: int, method: str, norms: Sequence[str]
     ) -> Coefficients[Array]:
         """Return the DCT-II with the sums over its columns, which may spare it the order of coefficients."""
-        if crossovers_on(ops.device_of(x), ops).by_matrix(x.shape[axis], method):
+        if method == "auto":
+            by_matrix = self.by_matrix(x.shape[axis], method, ops.device_of(x), ops)
+            method = "matmul" if by_matrix else "fft"
+        if method == "matmul":
             return super().transform_scored(x, ops, axis=axis, method=method, norms=norms)
         return ops.dct_scored(x, axis=axis, norms=norms)
 
@@ -171,11 +174,9 @@ class Identity(Basis):
         """Return ``x``."""
         return x
 
-    def columns_if_faster(
-        self, indices: Array, size: int, dtype: DType, method: str, ops: Ops
-    ) -> Array | None:
-        """Return ``None``: nothing is faster than taking."""
-        return None
+    def by_columns(self, rank: int, size: int, method: str, device: Device, ops: Ops) -> bool:
+        """Return ``False``: nothing is faster than taking."""
+        return False
 
     def take_transform(
         self, x: Array, indices: Array, ops: Ops, *, axis: int, method: str

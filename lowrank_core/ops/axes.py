@@ -21,6 +21,11 @@ def apply_matrix(x: A, matrix: A, axis: int, xp: Namespace) -> A:
     return x @ matrix if axis == -1 else xp.matrix_transpose(matrix) @ x
 
 
+def apply_transpose(x: A, matrix: A, axis: int, xp: Namespace) -> A:
+    """Return ``x @ matrix.T`` (axis -1) or ``matrix @ x`` (axis -2), batched: `apply_matrix` back."""
+    return x @ xp.matrix_transpose(matrix) if axis == -1 else matrix @ x
+
+
 def expand_index(index: A, x: A, axis: int, xp: Namespace) -> A:
     """Return ``index`` ``(..., r)`` repeated over the rows of the matrices ``x`` that are not indexed."""
     shape = list(x.shape)

@@ -6,7 +6,7 @@ subclass that overrides that operation alone and changes neither results nor lay
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, Self, TypeAlias, TypeVar
 
@@ -28,8 +28,8 @@ class Coefficients(Protocol[A_co]):
     """Transform coefficients in the backend's own layout: column sums now, selected columns on request."""
 
     @property
-    def sums(self) -> Mapping[str, A_co]:
-        """By norm, ``"l1"`` or ``"l2"``: sums of magnitudes or of squares over each column, ``(..., n)``."""
+    def sums(self) -> A_co | None:
+        """Sums over each column, of magnitudes or squares, for each norm asked for: ``(norms, ..., n)``."""
 
     @property
     def values(self) -> A_co:
@@ -44,7 +44,7 @@ class PlainCoefficients(Generic[A]):
     """Coefficients ``(..., m, n)`` along ``axis`` that are kept as they are."""
 
     values: A
-    sums: Mapping[str, A]
+    sums: A | None
     axis: int
     ops: Any
 
@@ -236,5 +236,5 @@ def scored(
     coefficients: A, axis: int, norms: Sequence[str], ops: StandardOps[A]
 ) -> PlainCoefficients[A]:
     """Return ``coefficients`` with the sums over their columns."""
-    sums = {norm: ops.column_sums(coefficients, axis=axis, norm=norm) for norm in norms}
-    return PlainCoefficients(coefficients, sums, axis, ops)
+    sums = [ops.column_sums(coefficients, axis=axis, norm=norm) for norm in norms]
+    return PlainCoefficients(coefficients, ops.xp.stack(sums) if sums else None, axis, ops)

@@ -29,7 +29,6 @@ from lowrank_core.ops.standard import Ops
 from lowrank_core.rules.dct_adamw_columns import (
     ColumnSelection,
     compute_vectors,
-    joined_sums,
     select,
 )
 from lowrank_core.rules.dct_adamw_config import SEED_COUNT, DCTAdamWConfig, DCTAdamWState
@@ -81,10 +80,10 @@ def dct_adamw_steps(
             # Of A and S, as large as the matrix, S alone is held while the sum is waited for: A is made anew of G.
             S = matrix.basis.transform_scored(
                 _with_feedback(gradient, state, matrix),
-                ops, axis=matrix.layout.axis, method=config.method, norms=config.norms(refresh),
+                ops, axis=matrix.layout.axis, method=matrix.method, norms=config.norms(refresh),
             )  # fmt: skip
         choose = partial(select, state, matrix, refresh, compute_dtype(gradient.dtype, ops.xp))
-        columns = yield Sum(joined_sums(S, matrix, refresh), choose)
+        columns = yield Sum(None if S is None else S.sums, choose)
     # a = A Q_I, and m, v of the columns: one that stays keeps them, a newcomer starts at zero.
     projected = _project(gradient, state, columns, S, matrix, refresh)
     # m <- b1 m + (1 - b1) a,  v <- b2 v + (1 - b2) a^2,  u = m_hat / (sqrt(v_hat) + eps)
@@ -199,8 +198,8 @@ def _with_feedback(
 
 def wide_moments(state: DCTAdamWState, dtype: DType, ops: Ops) -> Moments:
     """Return the moments of ``state`` in the dtype of the arithmetic."""
-    first, second = (ops.astype(x, dtype) for x in (state.first_moment, state.second_moment))
-    return Moments(first, second, state.ages)
+    first = ops.astype(state.first_moment, dtype)
+    return Moments(first, ops.astype(state.second_moment, dtype), state.ages)
 
 
 def adam_step(
@@ -364,6 +363,6 @@ def bind_checked(
     ops = ops_for(gradient) if ops is None else ops
     check_matrix("gradient", gradient, ops.xp)
     shape = tuple(gradient.shape)
-    matrix = bind(config, shape, ops)
+    matrix = bind(config, shape, ops, ops.device_of(gradient))
     check_state(state, config.state_spec(shape), shape)
     return matrix

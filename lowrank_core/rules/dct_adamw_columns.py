@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from lowrank_core._typing import Array, DType
-from lowrank_core.ops.standard import Coefficients
 from lowrank_core.rules.dct_adamw_config import SEED_COUNT, DCTAdamWConfig, DCTAdamWState
 from lowrank_core.rules.rule import MatrixStep
 from lowrank_core.subspace.columns import favour_current, perturb_scores, top_columns
@@ -33,17 +32,6 @@ class ColumnSelection(NamedTuple):
     newcomers: Any = None
 
 
-def joined_sums(
-    coefficients: Coefficients[Array] | None, matrix: MatrixStep[DCTAdamWConfig], refresh: bool
-) -> Array | None:
-    """Return the column sums that a step needs as one array: ``(..., n)``, or ``(2, ..., n)`` for two norms."""
-    norms = matrix.config.norms(refresh)
-    if coefficients is None or not norms:
-        return None
-    sums = [coefficients.sums[norm] for norm in norms]
-    return sums[0] if len(sums) == 1 else matrix.ops.xp.stack(sums)
-
-
 def select(
     state: DCTAdamWState,
     matrix: MatrixStep[DCTAdamWConfig],
@@ -51,19 +39,19 @@ def select(
     dtype: DType,
     total: Any,
 ) -> ColumnSelection:
-    """Return the column selection by ``total``, what `joined_sums` gives for all rows of the matrix.
+    """Return the column selection by ``total``, the column sums over all rows of the matrix (`Coefficients.sums`).
 
     If not ``refresh`` the columns stay what they are in ``state``. ``dtype`` is that of the arithmetic.
     """
     config, layout, ops = matrix.config, matrix.layout, matrix.ops
     norms = config.norms(refresh)
-    sums = {norm: total if len(norms) == 1 else total[place] for place, norm in enumerate(norms)}
     energy = state.energy
-    if energy is not None and "l2" in sums:
-        energy = update_energy(energy, sums["l2"], layout.rows, config.energy_decay)
+    if energy is not None and "l2" in norms:
+        squares = total[norms.index("l2"), ...]
+        energy = update_energy(energy, squares, layout.rows, config.energy_decay)
     indices, moved, newcomers = state.indices, None, None
     if refresh:
-        indices = _best_columns(sums, energy, state, matrix)
+        indices = _best_columns(total, energy, state, matrix)
         moved = ops.index_in(state.indices, indices)
         if config.bias_correction == "gentle":
             mean = mean_energy(
@@ -72,20 +60,21 @@ def select(
             newcomers = ops.take_along(mean, indices)
             newcomers = newcomers * decayed_weight(config.betas[1], SEED_COUNT, ops, mean)
     vectors = None
-    if not config.transforms_every_step:  # or all coefficients go back through one whole transform
-        vectors = matrix.basis.columns_if_faster(indices, layout.size, dtype, config.method, ops)
+    # Where every step transforms, all coefficients go back through one whole transform.
+    if matrix.by_columns and not config.transforms_every_step:
+        vectors = matrix.basis.columns(indices, layout.size, dtype, ops)
     return ColumnSelection(indices, energy, vectors, moved, newcomers)
 
 
 def _best_columns(
-    sums: dict[str, Any],
+    total: Any,
     energy: Any,
     state: DCTAdamWState,
     matrix: MatrixStep[DCTAdamWConfig],
 ) -> Array:
     config, ops, t = matrix.config, matrix.ops, state.step + 1
     if config.score_decay is None:
-        scores = sums[config.score]
+        scores = total[0, ...]  # of the norms of a step that chooses columns, `score` is the first
     else:
         scores = mean_energy(energy, config.energy_decay, config.energy_count(t), ops)
     if config.score == "l2":

@@ -178,9 +178,10 @@ class DCTAdamWConfig:
 
     def norms(self, refresh: bool) -> tuple[str, ...]:
         """Return the norms of columns that a step needs."""
-        energy = self.keeps_energy and (refresh or self.transforms_every_step)
-        wanted = (self.score if refresh else None, "l2" if energy else None)
-        return tuple(dict.fromkeys(norm for norm in wanted if norm is not None))
+        norms = (self.score,) if refresh else ()
+        if "l2" not in norms and self.keeps_energy and (refresh or self.transforms_every_step):
+            norms = (*norms, "l2")
+        return norms
 
     @property
     def keeps_energy(self) -> bool:

@@ -56,7 +56,7 @@ def dct_adamw_step_projected(
     """
     ops = ops_for(low_rank) if ops is None else ops
     check_matrix("low_rank", low_rank, ops.xp)
-    matrix = bind(config, shape, ops)
+    matrix = bind(config, shape, ops, ops.device_of(low_rank))
     check_state(state, config.state_spec(shape), shape)
     config.check_projected(state.step + 1)
     if tuple(low_rank.shape) != matrix.layout.low_rank_shape:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from lowrank_core._typing import Array
+from lowrank_core._typing import Array, Device
 from lowrank_core.bases.registry import STORED_BASES, get_basis
 from lowrank_core.layout import Layout, with_side_of
 from lowrank_core.ops.standard import Ops
@@ -30,6 +30,10 @@ class MatrixStep(Generic[Config]):
         Its `Basis`; ``None`` where the vectors are state.
     ops
         Operations of the array library.
+    method
+        How all coefficients are made: ``"matmul"`` with the whole basis, or ``"fft"``.
+    by_columns
+        Whether a product with the chosen basis vectors alone is faster than a transform.
     in_parts
         Whether a step is given some of the rows, and its sums are over several such parts.
     """
@@ -38,13 +42,15 @@ class MatrixStep(Generic[Config]):
     layout: Layout
     basis: Any
     ops: Ops
+    method: str = "matmul"
+    by_columns: bool = False
     in_parts: bool = False
 
 
 def bind(
-    config: Config, shape: tuple[int, ...], ops: Ops, *, in_parts: bool = False
+    config: Config, shape: tuple[int, ...], ops: Ops, device: Device, *, in_parts: bool = False
 ) -> MatrixStep[Config]:
-    """Return what steps on matrices of ``shape`` need, or on parts of them.
+    """Return what steps on matrices of ``shape`` on ``device`` need, or on parts of them.
 
     Raises
     ------
@@ -54,8 +60,12 @@ def bind(
     layout = config.layout(shape)
     if in_parts:
         config = with_side_of(config, layout.axis)
-    basis = None if config.basis in STORED_BASES else get_basis(config.basis)
-    return MatrixStep(config, layout, basis, ops, in_parts)
+    if config.basis in STORED_BASES:
+        return MatrixStep(config, layout, None, ops, in_parts=in_parts)
+    basis, rank, size, asked = get_basis(config.basis), layout.rank, layout.size, config.method
+    method = "matmul" if basis.by_matrix(size, asked, device, ops) else "fft"
+    by_columns = basis.by_columns(rank, size, asked, device, ops)
+    return MatrixStep(config, layout, basis, ops, method, by_columns, in_parts)
 
 
 class Rule(NamedTuple):

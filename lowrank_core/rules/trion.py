@@ -72,11 +72,11 @@ def trion_steps(
         _momentum(gradient, state, matrix),
         ops,
         axis=axis,
-        method=config.method,
+        method=matrix.method,
         norms=(config.score,),
     )
     choose = partial(_choose, matrix)
-    indices, vectors = yield Sum(S.sums[config.score], choose)
+    indices, vectors = yield Sum(S.sums, choose)
     # b = B Q_I
     b = S.take(indices)
     S = None
@@ -111,10 +111,11 @@ def _momentum(gradient: Array, state: TrionState, matrix: MatrixStep[TrionConfig
 
 def _choose(matrix: MatrixStep[TrionConfig], sums: Array) -> tuple[Array, Array | None]:
     """Return the columns with the largest ``sums``, and their basis vectors where products with them are faster."""
-    config, layout, ops = matrix.config, matrix.layout, matrix.ops
-    indices = top_columns(sums, layout.rank, ops)
-    vectors = matrix.basis.columns_if_faster(indices, layout.size, sums.dtype, config.method, ops)
-    return indices, vectors
+    layout, ops = matrix.layout, matrix.ops
+    indices = top_columns(sums[0, ...], layout.rank, ops)
+    if not matrix.by_columns:
+        return indices, None
+    return indices, matrix.basis.columns(indices, layout.size, sums.dtype, ops)
 
 
 def trion_init(
@@ -172,7 +173,7 @@ def trion_step(
     ops = ops_for(gradient) if ops is None else ops
     check_matrix("gradient", gradient, ops.xp)
     shape = tuple(gradient.shape)
-    matrix = bind(config, shape, ops)
+    matrix = bind(config, shape, ops, ops.device_of(gradient))
     check_state(state, config.state_spec(shape), shape)
     return run(trion_steps(gradient, state, matrix))
 

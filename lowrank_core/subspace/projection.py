@@ -6,7 +6,7 @@ from lowrank_core._checks import check_choice, check_integer, check_matrix, chec
 from lowrank_core._typing import Array
 from lowrank_core.bases.basis import Basis
 from lowrank_core.bases.registry import get_basis
-from lowrank_core.ops.axes import apply_matrix
+from lowrank_core.ops.axes import apply_matrix, apply_transpose
 from lowrank_core.ops.crossovers import METHODS
 from lowrank_core.ops.precision import to_compute
 from lowrank_core.ops.registry import ops_for
@@ -113,7 +113,7 @@ def lift(
     x = to_compute(low_rank, ops)
     vectors = chosen.columns_if_faster(indices, size, x.dtype, method, ops)
     if vectors is not None:
-        full = lift_by(x, vectors, axis, ops)
+        full = apply_transpose(x, vectors, axis, ops.xp)
     else:
         full = chosen.put_inverse(x, indices, size, ops, axis, "fft")
     return ops.astype(full, low_rank.dtype)
@@ -130,8 +130,3 @@ def project_on(
     if vectors is not None:
         return apply_matrix(x, vectors, axis, ops.xp)
     return basis.take_transform(x, indices, ops, axis=axis, method="fft")
-
-
-def lift_by(x: Array, vectors: Array, axis: int, ops: Ops) -> Array:
-    """Return the matrices whose coefficients on ``vectors`` ``(..., size, r)`` are ``x``: ``x V^T`` or ``V x``."""
-    return apply_matrix(x, ops.xp.matrix_transpose(vectors), axis, ops.xp)

@@ -9,11 +9,10 @@ from lowrank_core._checks import check_choice
 from lowrank_core._typing import Array, Scalar
 from lowrank_core.bases.registry import get_basis
 from lowrank_core.layout import cut_rows, on_axis
-from lowrank_core.ops.axes import inverse_index
+from lowrank_core.ops.axes import apply_transpose, inverse_index
 from lowrank_core.ops.crossovers import METHODS
 from lowrank_core.ops.registry import ops_for
 from lowrank_core.ops.standard import Ops
-from lowrank_core.subspace.projection import lift_by
 
 
 class CoefficientRest(NamedTuple):
@@ -122,13 +121,13 @@ def lifted(factor: Array, update: LowRankUpdate, ops: Ops) -> Array:
     """Return the matrix with coefficients ``factor`` on the basis vectors of ``update``, none on the others."""
     axis, indices, size = update.axis, update.indices, update.size
     if update.vectors is not None:
-        return lift_by(factor, update.vectors, axis, ops)
+        return apply_transpose(factor, update.vectors, axis, ops.xp)
     if indices is None:
         raise ValueError("update must have indices or vectors, got neither")
     basis = get_basis(update.basis)
     vectors = basis.columns_if_faster(indices, size, factor.dtype, update.method, ops)
     if vectors is not None:
-        return lift_by(factor, vectors, axis, ops)
+        return apply_transpose(factor, vectors, axis, ops.xp)
     return basis.put_inverse(factor, indices, size, ops, axis, "fft")
 
 

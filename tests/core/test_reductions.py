@@ -66,7 +66,7 @@ def same(found, wanted, xp):
 def step_by_parts(rule, gradient, state, config, places, xp):
     """The update and the state that the parts between ``places`` have together, stepped in lockstep."""
     shape = tuple(gradient.shape)
-    dim, matrix = across(shape), bind(config, shape, lc.ops_for(gradient), in_parts=True)
+    dim, matrix = across(shape), bind(config, shape, lc.ops_for(gradient), None, in_parts=True)
     steps = []
     for start, stop in pairwise(places):
         parts = cuts(config, shape, start, stop)

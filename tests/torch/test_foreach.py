@@ -3,7 +3,7 @@
 import copy
 
 import lowrank_torch
-import lowrank_torch._grouping as grouping
+import lowrank_torch._schedule as schedule
 import pytest
 import torch
 from helpers import assert_close, to_numpy
@@ -100,7 +100,7 @@ def test_foreach_false_and_narrow_state_step_one_by_one(seen):
 
 
 def test_a_stack_has_bounded_size(seen, monkeypatch):
-    monkeypatch.setattr(grouping, "CPU_STACK", 2 * 12 * 8)
+    monkeypatch.setattr(schedule, "CPU_STACK", 2 * 12 * 8)
     trained(lowrank_torch.DCTAdamW, True, steps=1, shapes=[(12, 8)] * 6 + [(24, 16)] * 2)
     assert sorted(seen) == [(2, 12, 8), (2, 12, 8), (12, 8), (24, 16), (24, 16)]
 

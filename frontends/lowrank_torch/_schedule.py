@@ -1,0 +1,109 @@
+"""What a step does: which parameters are stepped together, and with what. Kept while steps are alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from lowrank_core.rules.rule import Rule
+from lowrank_torch._plan import Member, Plan
+from lowrank_torch._planner import Planner
+from lowrank_torch._sharding import Sharding
+from lowrank_torch._step import Stack
+from lowrank_torch._tuning import CPU_STACK, DEVICE_STACK
+
+
+class Schedule:
+    """The stacks of a step, small matrices of one shape together, and what gets AdamW.
+
+    Parameters
+    ----------
+    key
+        What it depends on: groups, configurations, parameters, states and dtypes of gradients. A schedule holds for
+        every step whose key is equal: parameters that were stepped together have counted alike.
+    rule
+        The rule that steps matrices.
+    """
+
+    def __init__(self, key: list[Any], rule: Rule) -> None:
+        self.key, self._rule = key, rule
+        self.stacks: list[Stack] = []
+        #: By group and by how they are shared out.
+        self.adamw: list[tuple[Mapping[str, Any], list[Member], Sharding | None]] = []
+        #: Those of the stacks that one thread steps while others step others, and the rest.
+        self.small: list[Stack] = []
+        self.large: list[Stack] = []
+        #: Whether any parameter lies on several ranks, or its work is shared.
+        self.is_sharded = False
+        # Alive, so that none of another step is in the place of one of these in memory.
+        self._alive: list[Any] = []
+
+    def add(
+        self,
+        members: Sequence[tuple[Member, Plan]],
+        group: Mapping[str, Any],
+        config: Any,
+        planner: Planner,
+    ) -> None:
+        """Add the members of a group, which have state."""
+        self._alive += [group, config]
+        adamw: dict[Sharding | None, list[Member]] = {}
+        matrices = []
+        for member, plan in members:
+            if plan.sharding is not None:
+                self.is_sharded = True
+            if plan.uses_adamw:
+                adamw.setdefault(plan.sharding, []).append(member)
+            else:
+                matrices.append((member, plan))
+        for sharding, own in adamw.items():
+            self.adamw.append((group, own, sharding))
+        for plan, own in grouped(matrices, group, config, self._rule):
+            bound = planner.bound(plan, config, own[0].parameter.device)
+            stack = Stack(own, plan, bound, self._rule, group, _held_bytes(own, plan.sharding))
+            self.stacks.append(stack)
+            (self.small if stack.is_small else self.large).append(stack)
+
+
+def grouped(
+    members: Sequence[tuple[Member, Plan]], group: Mapping[str, Any], config: Any, rule: Rule
+) -> list[tuple[Plan, list[Member]]]:
+    """Return the members that are stepped together: of one plan, dtype, device and, if it matters, step count."""
+    open_stacks: dict[Any, list[tuple[Any, list[Member]]]] = {}
+    stacks = []
+    for member, plan in members:
+        # Counts that are compared become one for a graph compiler, whose code then lacks one that it only returns.
+        parameter = member.parameter
+        step = member.state.get("step", 0) if rule.step_dependent else 0
+        given: Any = parameter.grad if member.projected is None else member.projected[0]
+        kind = parameter.dtype, given.dtype, parameter.device, member.projected is None
+        alike = open_stacks.setdefault((plan, *kind), [])
+        # The count is no part of the key: a graph compiler would take it for a constant.
+        stack = next((stack for count, stack in alike if count == step), None)
+        if stack is not None and len(stack) < _most(parameter, plan, group, config):
+            stack.append(member)
+        else:
+            fresh = [member]
+            alike.insert(0, (step, fresh))
+            stacks.append((plan, fresh))
+    return stacks
+
+
+def _held_bytes(members: Sequence[Member], sharding: Sharding | None) -> int:
+    """Return about how many bytes a step of ``members`` holds while it waits for other ranks."""
+    if sharding is None or not sharding.reduce_dims:
+        return 0
+    # Coefficients and whatever was copied of the gradient, in float32.
+    return 8 * len(members) * members[0].parameter.numel() // sharding.num_shards
+
+
+def _most(parameter: Tensor, plan: Plan, group: Mapping[str, Any], config: Any) -> int:
+    """Return the number of parameters like this one that are stacked at most."""
+    # Narrow state is rounded at random by the place of each number, which in a stack would be another one.
+    if not group["foreach"] or config.state_dtype in ("bfloat16", "float16"):
+        return 1
+    numbers = CPU_STACK if parameter.device.type == "cpu" else DEVICE_STACK
+    shards = 1 if plan.sharding is None else plan.sharding.num_shards
+    return numbers * shards // max(1, parameter.numel())
