@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Self
 
@@ -22,16 +22,18 @@ from lowrank_torch._collectives import CollectiveScheduler, Traffic
 from lowrank_torch._for_model import for_model
 from lowrank_torch._group_keys import check_group_keys, warn_of_unnamed
 from lowrank_torch._grouping import grouped
+from lowrank_torch._index import ParameterIndex, stream_of
 from lowrank_torch._input import check_gradient, check_not_flat, is_zero_lr
 from lowrank_torch._loading import as_saved, parameter_name
 from lowrank_torch._options import BOOKKEEPING, GroupOptions
 from lowrank_torch._plan import Member, Plan
 from lowrank_torch._planner import Planner
 from lowrank_torch._portable import load_state, save_state
+from lowrank_torch._projected import ProjectedGradient, keep
 from lowrank_torch._redistribute import gather_rows
 from lowrank_torch._report import ParameterSummary, summarize
 from lowrank_torch._state import make_state, place_state
-from lowrank_torch._step import Stack, project_gradient, step_stack
+from lowrank_torch._step import Projection, Stack, step_stack
 
 
 class LowRankOptimizer(Optimizer):
@@ -98,7 +100,7 @@ class LowRankOptimizer(Optimizer):
         self._ops = ops.with_constants(Constants(), reuse_memory=self._reuses_memory)
         self._options = GroupOptions(self.rule)
         self._planner = Planner(self._options, self._whole_ranks, self._process_group, self._ops)
-        self._projected: dict[Tensor, list[Tensor]] = {}
+        self._index = ParameterIndex()
         self._scheduler = CollectiveScheduler(self.window_bytes)
 
     # -- groups --------------------------------------------------------------------------------
@@ -123,7 +125,7 @@ class LowRankOptimizer(Optimizer):
             for number, shape in enumerate(plan.matrices):
                 plan.fitted(config, number).layout(shape)
             if group["algorithm"] != "adamw":
-                check_not_flat(parameter, partial(self._name_of, parameter))
+                check_not_flat(parameter, partial(self.name_of, parameter))
 
     def check_options(self, group: Mapping[str, Any]) -> Any:
         """Return the core's configuration of a group, every option checked."""
@@ -137,17 +139,13 @@ class LowRankOptimizer(Optimizer):
         ValueError
             If the parameter's state does not fit.
         """
-        name = partial(self._name_of, parameter)
+        name = partial(self.name_of, parameter)
         return self._planner.plan(parameter, group, config, self.state.get(parameter), name)
 
-    def _name_of(self, parameter: Tensor) -> str:
+    def name_of(self, parameter: Tensor) -> str:
         """Return a parameter's name, or its place."""
-        return next(
-            parameter_name(group, place, index)
-            for place, group in enumerate(self.param_groups)
-            for index, other in enumerate(group["params"])
-            if other is parameter
-        )
+        place, index = self.place_of(parameter)
+        return parameter_name(self.param_groups[place], place, index)
 
     def summary(self) -> list[ParameterSummary]:
         """Return how every parameter is stepped, in the order of the groups."""
@@ -188,22 +186,27 @@ class LowRankOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self.step_only(None)
-        self._projected.clear()
+        groups = enumerate(self.param_groups)
+        self._step_some([(place, range(len(group["params"]))) for place, group in groups])
         return loss
 
     @torch.no_grad()
-    def step_only(self, chosen: Container[Tensor] | None) -> None:
-        """Step the ``chosen`` parameters, or all, that have a gradient: what `step` does without its hooks."""
-        configs = [self._options.config_of(group) for group in self.param_groups]
-        stepped = []
-        first = 0
-        for group, config in zip(self.param_groups, configs, strict=True):
-            stepped.append(self._members(group, config, first, chosen))
-            first += len(group["params"])
+    def step_one(self, parameter: Tensor) -> None:
+        """Step one parameter of the optimizer's, if it has a gradient: what `step` does, without its hooks."""
+        place, index = self.place_of(parameter)
+        self._step_some([(place, (index,))])
+
+    def _step_some(self, chosen: Sequence[tuple[int, Sequence[int]]]) -> None:
+        """Step parameters that have a gradient: of each group, given by its place, those of the given places in it."""
+        groups = [self.param_groups[place] for place, _ in chosen]
+        configs = [self._options.config_of(group) for group in groups]
+        stepped = [
+            self._members(place, indices, config)
+            for (place, indices), config in zip(chosen, configs, strict=True)
+        ]
         stacks: list[Stack] = []
         adamw: list[tuple[list[tuple[Member, Plan]], Mapping[str, Any]]] = []
-        for group, config, members in zip(self.param_groups, configs, stepped, strict=True):
+        for group, config, members in zip(groups, configs, stepped, strict=True):
             ready = self._with_state(members, group, config)
             matrices = [one for one in ready if not one[1].uses_adamw]
             for plan, own in grouped(matrices, group, config, self.rule):
@@ -245,38 +248,49 @@ class LowRankOptimizer(Optimizer):
                     steps += [(p.nbytes, gather_rows(p, sharding)) for p in parameters]
         self._scheduler.run(steps)
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget all gradients, those that were kept projected among them."""
-        super().zero_grad(set_to_none)
-        self._projected.clear()
+    def place_of(self, parameter: Tensor) -> tuple[int, int]:
+        """Return the place of a parameter's group and its place in the group, in a time that no others add to.
+
+        Raises
+        ------
+        ValueError
+            If it is not one of the optimizer's.
+        """
+        return self._index.find(self.param_groups, parameter)
 
     def projected(self) -> Mapping[Tensor, Sequence[Tensor]]:
         """Return what is kept of gradients as coefficients on the current columns (see `accumulate_projected`)."""
-        return self._projected
+        return {
+            parameter: parameter.grad.parts
+            for group in self.param_groups
+            for parameter in group["params"]
+            if isinstance(parameter.grad, ProjectedGradient)
+        }
 
     @torch.no_grad()
-    def keep_projected(self, parameter: Tensor) -> bool:
-        """Keep only the coefficients of a parameter's gradient; do nothing, ``False``, if the step needs it whole."""
-        for group in self.param_groups:
-            if any(parameter is other for other in group["params"]):
-                break
-        else:
-            raise ValueError("parameter must be one of the optimizer's")
+    def keep_projected(self, parameter: Tensor) -> None:
+        """Keep only the coefficients of a parameter's gradient; do nothing if the step needs it whole."""
+        if isinstance(parameter.grad, ProjectedGradient):
+            return
+        place, index = self.place_of(parameter)
+        group = self.param_groups[place]
         config, state = self._options.config_of(group), self.state.get(parameter)
         plan = self.plan_of(parameter, group, config)
         if plan.uses_adamw or plan.sharding or not state or self.rule.project is None:
-            return False
+            return
         if not config.projects or config.refreshes(state["step"] + 1):
-            return False
+            return
+        layout = {option: group[option] for option in ("batch_dims", "transposed")}
         bound = self._planner.bound(plan, config)
-        member = Member(parameter, state, stream=0)
-        parts = project_gradient(member, Stack([member], plan, bound, self.rule, group))
-        kept = self._projected.get(parameter)
-        self._projected[parameter] = (
-            parts if kept is None else [a.add_(b) for a, b in zip(kept, parts, strict=True)]
-        )
-        parameter.grad = None
-        return True
+        project = Projection(state, plan, bound, self.rule, layout)
+        keep(parameter, project, parameter_name(group, place, index))
+
+    def drop_projected(self) -> None:
+        """Forget what is kept of gradients as coefficients: it has been used, or the columns are others now."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if isinstance(parameter.grad, ProjectedGradient):
+                    parameter.grad = None
 
     def communication_report(self) -> dict[str, Traffic]:
         """Return what the optimizer's collectives moved in the last step, by their kind.
@@ -311,27 +325,24 @@ class LowRankOptimizer(Optimizer):
         return [one for one in ready if not any(one[0].parameter is p for p in idle)]
 
     def _members(
-        self, group: dict[str, Any], config: Any, first: int, chosen: Container[Tensor] | None
+        self, place: int, indices: Sequence[int], config: Any
     ) -> list[tuple[Member, Plan]]:
-        """Return the parameters of a group to step, each with its plan.
+        """Return parameters of the group at ``place`` that have a gradient, each with its plan.
 
-        The first of the group is number ``first`` among all. Nothing is changed before all have been checked.
+        Nothing is changed before all have been checked.
         """
         members = []
-        for stream, parameter in enumerate(group["params"], start=first):
-            projected = self._projected.get(parameter)
-            unasked = chosen is not None and parameter not in chosen
-            if unasked or (parameter.grad is None and projected is None):
+        group = self.param_groups[place]
+        for index in indices:
+            parameter = group["params"][index]
+            gradient = parameter.grad
+            if gradient is None:
                 continue
-            name = partial(self._name_of, parameter)
+            projected = gradient.parts if type(gradient) is ProjectedGradient else None
             if projected is None:
-                check_gradient(parameter.grad, name)
-            elif parameter.grad is not None:
-                raise ValueError(
-                    f"{name()} must have its gradient whole or projected, got both: was it accumulated before "
-                    "projection was turned off?"
-                )
+                check_gradient(gradient, partial(self.name_of, parameter))
             plan = self.plan_of(parameter, group, config)
+            stream = stream_of(group, place, index)
             member = Member(parameter, self.state.get(parameter, {}), stream, projected)
             members.append((member, plan))
         return members
@@ -351,6 +362,7 @@ class LowRankOptimizer(Optimizer):
 
     def _place_state(self) -> None:
         """Lay loaded state out as its parameters are."""
+        self.drop_projected()
         for group in self.param_groups:
             config = self.check_options(group)
             for parameter in group["params"]:
@@ -419,7 +431,9 @@ class LowRankOptimizer(Optimizer):
             names the first difference. Nothing has changed then.
         """
         self._check_portable()
-        return load_state(self, path, names)
+        steps = load_state(self, path, names)
+        self.drop_projected()
+        return steps
 
     def _check_portable(self) -> None:
         if self._process_group is not None:

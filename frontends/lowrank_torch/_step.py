@@ -172,22 +172,47 @@ def _write_of(stack: Stack, number: int, ops: Ops) -> Write:
     return Write(lr, weight_decay, ops, dithers)
 
 
-def project_gradient(member: Member, stack: Stack) -> list[Tensor]:
-    """Return the coefficients of a parameter's gradient on the current columns of each stack of its matrices."""
-    plan, rule = stack.plan, stack.rule
-    views = _gradients(member, plan, stack.group)
-    return [
-        rule.project(view, state_of(member.state, plan, number, rule), matrix)  # type: ignore[misc]
-        for number, (view, matrix) in enumerate(zip(views, stack.matrices, strict=True))
-    ]
+class Projection(NamedTuple):
+    """Projects gradients of one parameter, whose state this is, on its current columns.
+
+    It holds neither the parameter nor its group: what it makes is kept by the parameter.
+    """
+
+    state: Mapping[str, Any]
+    plan: Plan
+    matrices: Sequence[MatrixStep[Any]]
+    rule: Rule
+    #: The options of the group that say how a parameter lies as matrices.
+    layout: Mapping[str, Any]
+
+    def __call__(self, gradient: Tensor) -> list[Tensor]:
+        """Return the coefficients of a gradient on the current columns of each stack of matrices."""
+        project: Any = self.rule.project
+        return [
+            project(view, state_of(self.state, self.plan, number, self.rule), matrix)
+            for number, (view, matrix) in enumerate(
+                zip(_views(gradient, self.plan, self.layout), self.matrices, strict=True)
+            )
+        ]
+
+    @property
+    def step(self) -> int:
+        """The step that the columns are of."""
+        step: int = self.state["step"]
+        return step
 
 
 def _gradients(member: Member, plan: Plan, group: Mapping[str, Any]) -> Sequence[Tensor]:
     """Return what this rank has of the gradient of each stack of matrices, or its kept coefficients."""
     if member.projected is not None:
         return member.projected
+    return _views(local_gradient(member.parameter), plan, group)
+
+
+def _views(gradient: Tensor, plan: Plan, group: Mapping[str, Any]) -> Sequence[Tensor]:
+    """Return each stack of matrices of a gradient."""
     batch_dims, transposed = group["batch_dims"], group["transposed"]
-    own = as_matrices(local_gradient(member.parameter), batch_dims, transposed=transposed)
+    own = as_matrices(gradient, batch_dims, transposed=transposed)
     return matrix_views(own.contiguous(), plan.local_shapes, batch_dims)
 
 
