@@ -36,14 +36,8 @@ def is_zero_lr(lr: float | Tensor) -> bool:
     return bool(lr == 0)
 
 
-def check_gradient(parameter: Tensor, projected: object, name: Callable[[Tensor], str]) -> None:
-    """Raise unless a parameter's gradient can be stepped on; ``name`` returns the name of a parameter.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If the gradient is not of dense real numbers, or if coefficients of it, ``projected``, are kept beside it.
-    """
+def check_gradient(parameter: Tensor, name: Callable[[Tensor], str]) -> None:
+    """Raise ``TypeError`` unless a parameter's gradient is of dense real numbers; ``name`` returns its name."""
     gradient: Any = parameter.grad
     if gradient.layout != torch.strided:
         raise TypeError(
@@ -52,11 +46,6 @@ def check_gradient(parameter: Tensor, projected: object, name: Callable[[Tensor]
     if not gradient.is_floating_point():
         raise TypeError(
             f"the gradient of {name(parameter)} must be of a real floating-point dtype, got {gradient.dtype}"
-        )
-    if projected is not None:
-        raise ValueError(
-            f"{name(parameter)} must have its gradient whole or projected, got both: was it accumulated before "
-            "projection was turned off?"
         )
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,17 +20,22 @@ from lowrank_torch._adamw import adamw_step, make_adamw_state, place_adamw_state
 from lowrank_torch._collectives import CollectiveScheduler, Traffic
 from lowrank_torch._for_model import for_model
 from lowrank_torch._group_keys import check_group_keys, warn_of_unnamed
+from lowrank_torch._index import ParameterIndex, stream_of
 from lowrank_torch._input import check_gradient, check_not_flat, is_zero_lr
 from lowrank_torch._loading import as_saved, parameter_name
 from lowrank_torch._options import BOOKKEEPING, GroupOptions
 from lowrank_torch._plan import Member, Plan
 from lowrank_torch._planner import Planner
 from lowrank_torch._portable import load_state, save_state
+from lowrank_torch._projected import ProjectedGradient, keep
 from lowrank_torch._redistribute import gather_rows
 from lowrank_torch._report import ParameterSummary, summarize
 from lowrank_torch._schedule import Schedule
 from lowrank_torch._state import make_state, place_state
-from lowrank_torch._step import Stack, project_gradient, step_here, step_sharded
+from lowrank_torch._step import Projection, step_here, step_sharded
+
+#: Parameters, by their places: for each of some groups, its place and the places of parameters in it.
+Chosen: TypeAlias = tuple[tuple[int, range], ...]
 
 
 class LowRankOptimizer(Optimizer):
@@ -97,8 +102,8 @@ class LowRankOptimizer(Optimizer):
         self._ops = ops.with_constants(Constants(), reuse_memory=self._reuses_memory)
         self._options = GroupOptions(self.rule)
         self._planner = Planner(self._options, self._whole_ranks, self._process_group, self._ops)
-        self._schedule: Schedule | None = None
-        self._projected: dict[Tensor, list[Tensor]] = {}
+        self._schedules: dict[Chosen, Schedule] = {}
+        self._index = ParameterIndex()
         self._scheduler = CollectiveScheduler(self.window_bytes)
 
     # -- groups --------------------------------------------------------------------------------
@@ -123,7 +128,7 @@ class LowRankOptimizer(Optimizer):
             for number, shape in enumerate(plan.matrices):
                 plan.fitted(config, number).layout(shape)
             if group["algorithm"] != "adamw":
-                check_not_flat(parameter, partial(self._name_of, parameter))
+                check_not_flat(parameter, partial(self.name_of, parameter))
 
     def check_options(self, group: Mapping[str, Any]) -> Any:
         """Return the core's configuration of a group, every option checked."""
@@ -137,17 +142,13 @@ class LowRankOptimizer(Optimizer):
         ValueError
             If the parameter's state does not fit.
         """
-        name = partial(self._name_of, parameter)
+        name = partial(self.name_of, parameter)
         return self._planner.plan(parameter, group, config, self.state.get(parameter), name)
 
-    def _name_of(self, parameter: Tensor) -> str:
+    def name_of(self, parameter: Tensor) -> str:
         """Return a parameter's name, or its place."""
-        return next(
-            parameter_name(group, place, index)
-            for place, group in enumerate(self.param_groups)
-            for index, other in enumerate(group["params"])
-            if other is parameter
-        )
+        place, index = self.place_of(parameter)
+        return parameter_name(self.param_groups[place], place, index)
 
     def summary(self) -> list[ParameterSummary]:
         """Return how every parameter is stepped, in the order of the groups."""
@@ -188,18 +189,23 @@ class LowRankOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self.step_only(None)
-        self._projected.clear()
+        sizes = enumerate(len(group["params"]) for group in self.param_groups)
+        self._step_some(tuple((place, range(size)) for place, size in sizes))
         return loss
 
     @torch.no_grad()
-    def step_only(self, chosen: Container[Tensor] | None) -> None:
-        """Step the ``chosen`` parameters, or all, that have a gradient: what `step` does without its hooks."""
-        configs = list(map(self._options.config_of, self.param_groups))
-        members, key = self._members(configs, chosen)
-        schedule = self._schedule
+    def step_one(self, parameter: Tensor) -> None:
+        """Step one parameter of the optimizer's, if it has a gradient: what `step` does, without its hooks."""
+        place, index = self.place_of(parameter)
+        self._step_some(((place, range(index, index + 1)),))
+
+    def _step_some(self, chosen: Chosen) -> None:
+        """Step the chosen parameters that have a gradient."""
+        configs = [self._options.config_of(self.param_groups[place]) for place, _ in chosen]
+        members, key = self._members(chosen, configs)
+        schedule = None if torch.compiler.is_compiling() else self._schedules.get(chosen)
         if schedule is None or schedule.key != key:
-            schedule = self._scheduled(members, configs, key)
+            schedule = self._scheduled(chosen, configs, members, key)
         if schedule.is_sharded:
             self._step_sharded(schedule)
         else:
@@ -230,38 +236,48 @@ class LowRankOptimizer(Optimizer):
                 steps += [(p.nbytes, gather_rows(p, sharding)) for p in parameters]
         self._scheduler.run(steps)
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget all gradients, those that were kept projected among them."""
-        super().zero_grad(set_to_none)
-        self._projected.clear()
+    def place_of(self, parameter: Tensor) -> tuple[int, int]:
+        """Return the place of a parameter's group and its place in the group, in a time that no others add to.
+
+        Raises
+        ------
+        ValueError
+            If it is not one of the optimizer's.
+        """
+        return self._index.find(self.param_groups, parameter)
 
     def projected(self) -> Mapping[Tensor, Sequence[Tensor]]:
         """Return what is kept of gradients as coefficients on the current columns (see `accumulate_projected`)."""
-        return self._projected
+        return {
+            parameter: parameter.grad.parts
+            for group in self.param_groups
+            for parameter in group["params"]
+            if isinstance(parameter.grad, ProjectedGradient)
+        }
 
     @torch.no_grad()
-    def keep_projected(self, parameter: Tensor) -> bool:
-        """Keep only the coefficients of a parameter's gradient; do nothing, ``False``, if the step needs it whole."""
-        for group in self.param_groups:
-            if any(parameter is other for other in group["params"]):
-                break
-        else:
-            raise ValueError("parameter must be one of the optimizer's")
+    def keep_projected(self, parameter: Tensor) -> None:
+        """Keep only the coefficients of a parameter's gradient; do nothing if the step needs it whole."""
+        if isinstance(parameter.grad, ProjectedGradient):
+            return
+        place, index = self.place_of(parameter)
+        group = self.param_groups[place]
         config, state = self._options.config_of(group), self.state.get(parameter)
         plan = self.plan_of(parameter, group, config)
         if plan.uses_adamw or plan.sharding or not state or self.rule.project is None:
-            return False
+            return
         if not config.projects or config.refreshes(state["step"] + 1):
-            return False
+            return
         bound = self._planner.bound(plan, config, parameter.device)
-        member = Member(parameter, state, stream=0)
-        parts = project_gradient(Stack([member], plan, bound, self.rule, group))
-        kept = self._projected.get(parameter)
-        self._projected[parameter] = (
-            parts if kept is None else [a.add_(b) for a, b in zip(kept, parts, strict=True)]
-        )
-        parameter.grad = None
-        return True
+        project = Projection(state, plan, bound, self.rule)
+        keep(parameter, project, parameter_name(group, place, index))
+
+    def drop_projected(self) -> None:
+        """Forget what is kept of gradients as coefficients: it has been used, or the columns are others now."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if isinstance(parameter.grad, ProjectedGradient):
+                    parameter.grad = None
 
     def communication_report(self) -> dict[str, Traffic]:
         """Return what the optimizer's collectives moved in the last step, by their kind.
@@ -279,47 +295,52 @@ class LowRankOptimizer(Optimizer):
         self._scheduler.count(kind, result)
 
     def _members(
-        self, configs: Sequence[Any], chosen: Container[Tensor] | None
+        self, chosen: Chosen, configs: Sequence[Any]
     ) -> tuple[list[list[Member]], list[Any]]:
-        """Return the parameters of each group to step, and what a schedule for them depends on; change nothing."""
-        stream, members = -1, []
+        """Return the chosen parameters that have a gradient, by group, and what a schedule for them depends on."""
+        members = []
         key: list[Any] = []
-        for group, config in zip(self.param_groups, configs, strict=True):
-            own = []
+        for (place, indices), config in zip(chosen, configs, strict=True):
+            own, group = [], self.param_groups[place]
             key += [id(group), id(config)]
-            for parameter in group["params"]:
-                stream += 1
-                gradient, projected = parameter.grad, self._projected.get(parameter)
-                unasked = chosen is not None and parameter not in chosen
-                if unasked or (gradient is None and projected is None):
+            for index in indices:
+                parameter = group["params"][index]
+                gradient = parameter.grad
+                if gradient is None:
                     continue
-                if gradient is not None:
-                    check_gradient(parameter, projected, self._name_of)
-                    key.append(gradient.dtype)
+                projected = gradient.parts if type(gradient) is ProjectedGradient else None
+                if projected is None:
+                    check_gradient(parameter, self.name_of)
                 state = self.state.get(parameter, {})
-                own.append(Member(parameter, state, stream, projected))
-                kind = parameter.shape, parameter.dtype, parameter.device
-                key += [id(parameter), id(state), kind]
+                own.append(Member(parameter, state, stream_of(group, place, index), projected))
+                kinds = parameter.shape, parameter.dtype, parameter.device
+                key += [id(parameter), id(state), kinds, gradient.dtype, type(gradient)]
             members.append(own)
         return members, key
 
     def _scheduled(
-        self, members: Sequence[Sequence[Member]], configs: Sequence[Any], key: list[Any]
+        self,
+        chosen: Chosen,
+        configs: Sequence[Any],
+        members: Sequence[Sequence[Member]],
+        key: list[Any],
     ) -> Schedule:
         """Return the schedule of a step, the state made of those that have none yet; keep it for steps like this one.
 
         Nothing is changed before all parameters have been checked.
         """
+        groups = [self.param_groups[place] for place, _ in chosen]
         schedule = Schedule(key, self.rule)
         planned = []
-        for group, config, given in zip(self.param_groups, configs, members, strict=True):
+        for group, config, given in zip(groups, configs, members, strict=True):
             planned.append([(m, self.plan_of(m.parameter, group, config)) for m in given])
-        for group, config, own in zip(self.param_groups, configs, planned, strict=True):
+        for group, config, own in zip(groups, configs, planned, strict=True):
             ready = self._with_state(own, group, config)
             schedule.add(ready, group, config, self._planner)
-        made = any(not member.state for own in members for member in own)
-        if not made and not self._projected and not torch.compiler.is_compiling():
-            self._schedule = schedule
+        if not torch.compiler.is_compiling() and all(
+            member.state and member.projected is None for own in members for member in own
+        ):
+            self._schedules[chosen] = schedule
         return schedule
 
     def _with_state(
@@ -355,6 +376,7 @@ class LowRankOptimizer(Optimizer):
 
     def _place_state(self) -> None:
         """Lay loaded state out as its parameters are."""
+        self.drop_projected()
         for group in self.param_groups:
             config = self.check_options(group)
             for parameter in group["params"]:
@@ -423,7 +445,9 @@ class LowRankOptimizer(Optimizer):
             names the first difference. Nothing has changed then.
         """
         self._check_portable()
-        return load_state(self, path, names)
+        steps = load_state(self, path, names)
+        self.drop_projected()
+        return steps
 
     def _check_portable(self) -> None:
         if self._process_group is not None:

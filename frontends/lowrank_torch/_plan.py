@@ -48,6 +48,8 @@ class Plan(NamedTuple):
     sharding: Sharding | None = None
     #: The number of its leading dimensions that stack matrices.
     batch_dims: int = 0
+    #: Whether its matrices are kept as (in, out).
+    transposed: bool = False
 
     @property
     def uses_adamw(self) -> bool:
@@ -171,11 +173,11 @@ def plan_for(
         reason = f"rank {rank} is not below the transformed size {size}"
         return Plan((), reason, sharding=unsharded)
     if sharding is None:
-        return Plan(matrices, "", matrices, matrices, batch_dims=batch_dims)
+        return Plan(matrices, "", matrices, matrices, None, batch_dims, group["transposed"])
     check_config(sharding, config, matrices)
-    plan = Plan(matrices, "", _local_shapes(parameter, group, matrices), (), sharding, batch_dims)
+    plan = Plan(matrices, "", _local_shapes(parameter, group, matrices), (), sharding)
     shards = tuple(_shard_shape(plan, sharding, config, n) for n in range(len(matrices)))
-    return plan._replace(shard_shapes=shards)
+    return plan._replace(shard_shapes=shards, batch_dims=batch_dims, transposed=group["transposed"])
 
 
 def _on_side(config: Any, shape: tuple[int, ...], sharding: Sharding) -> Any:

@@ -11,6 +11,7 @@ Everything here is a generator of the collectives that it needs (see `lowrank_to
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -22,9 +23,6 @@ from lowrank_torch._apply import Dither, Write, add_delta, apply_update
 from lowrank_torch._collectives import ShardedSteps, all_gathered, all_to_all
 from lowrank_torch._plan import Plan
 from lowrank_torch._sharding import Sharding, chunk, chunks
-
-# So that shards round at random by numbers of their own: more streams than parameters there are.
-_STREAMS = 2**20
 
 
 class Redistribution(NamedTuple):
@@ -108,8 +106,12 @@ class Redistribution(NamedTuple):
         return dataclasses.replace(update, factor=factor, rest=rest)
 
     def _own_dithers(self, dithers: Sequence[Dither | None]) -> list[Dither | None]:
-        own = (self.sharding.shard_index + 1) * _STREAMS
-        return [d if d is None else d._replace(stream=d.stream + own) for d in dithers]
+        # So that shards round at random by numbers of their own.
+        own = b"%d" % self.sharding.shard_index
+        return [
+            d if d is None else d._replace(stream=zlib.crc32(own, d.stream) & 0x7FFFFFFF)
+            for d in dithers
+        ]
 
     def _own(self, whole: Tensor) -> Tensor:
         """Return this rank's shard of what it has whole."""

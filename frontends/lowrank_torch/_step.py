@@ -85,7 +85,7 @@ class _Views(NamedTuple):
 
 
 def _views_of(stack: Stack) -> _Views:
-    plan, batch_dims, transposed = stack.plan, stack.plan.batch_dims, stack.group["transposed"]
+    plan, batch_dims, transposed = stack.plan, stack.plan.batch_dims, stack.plan.transposed
     targets, gradients, wholes = [], [], []
     for member in stack.members:
         local = local_of(member.parameter)
@@ -95,8 +95,7 @@ def _views_of(stack: Stack) -> _Views:
         if member.projected is not None:
             gradients.append(member.projected)
             continue
-        given = as_matrices(local_gradient(member.parameter), batch_dims, transposed=transposed)
-        gradients.append(matrix_views(given.contiguous(), plan.local_shapes, batch_dims))
+        gradients.append(_gradients_of(local_gradient(member.parameter), plan))
     together = gradients[0]
     if len(gradients) > 1:
         together = list(map(torch.stack, zip(*gradients, strict=True)))
@@ -105,7 +104,7 @@ def _views_of(stack: Stack) -> _Views:
 
 def _keep(stack: Stack, views: _Views, after: Sequence[Sequence[Any]]) -> None:
     """Keep the states ``after`` a step, and write to parameters what was stepped as a copy."""
-    transposed = stack.group["transposed"]
+    transposed = stack.plan.transposed
     for place, (member, (local, whole)) in enumerate(zip(stack.members, views.wholes, strict=True)):
         if whole is not local:
             write_matrices(local, whole, transposed=transposed)
@@ -186,14 +185,36 @@ def _write_of(stack: Stack, number: int, ops: Ops) -> Write:
     return Write(lr, weight_decay, ops, dithers)
 
 
-def project_gradient(stack: Stack) -> list[Tensor]:
-    """Return the coefficients of a parameter's gradient on the current columns of each stack of its matrices."""
-    rule, (member,) = stack.rule, stack.members
-    coefficients: list[Any] = []
-    for bound, gradient in zip(stack.matrices, _views_of(stack).gradients, strict=True):
-        state = state_of(member.state, bound, rule)
-        coefficients.append(rule.project(gradient, state, bound.step))  # type: ignore[misc]
-    return coefficients
+class Projection(NamedTuple):
+    """Projects gradients of one parameter, whose state this is, on its current columns.
+
+    It holds neither the parameter nor its group: what it makes is kept by the parameter.
+    """
+
+    state: Mapping[str, Any]
+    plan: Plan
+    matrices: Sequence[BoundMatrices]
+    rule: Rule
+
+    def __call__(self, gradient: Tensor) -> list[Tensor]:
+        """Return the coefficients of a gradient on the current columns of each stack of matrices."""
+        project: Any = self.rule.project
+        return [
+            project(view, state_of(self.state, bound, self.rule), bound.step)
+            for view, bound in zip(_gradients_of(gradient, self.plan), self.matrices, strict=True)
+        ]
+
+    @property
+    def step(self) -> int:
+        """The step that the columns are of."""
+        step: int = self.state["step"]
+        return step
+
+
+def _gradients_of(gradient: Tensor, plan: Plan) -> list[Tensor]:
+    """Return each stack of matrices of what this rank has of a gradient."""
+    own = as_matrices(gradient, plan.batch_dims, transposed=plan.transposed)
+    return matrix_views(own.contiguous(), plan.local_shapes, plan.batch_dims)
 
 
 # -- parts of a large matrix, side by side -----------------------------------------------------

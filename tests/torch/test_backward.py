@@ -1,9 +1,14 @@
 """Gradients used as backward makes them: the run is that of ordinary loops, and they are gone when they should be."""
 
+import gc
+import weakref
+
 import lowrank_torch
 import pytest
 import torch
 from helpers import assert_close, to_numpy
+from lowrank_torch._options import GroupOptions
+from lowrank_torch._planner import Planner
 from torch import nn
 from torch.optim.lr_scheduler import StepLR
 from torch_helpers import tensor
@@ -51,7 +56,9 @@ def test_stepping_in_backward_is_the_ordinary_run_under_a_schedule(constructor):
 
 
 def live_gradient_numbers(net):
-    return sum(p.grad.numel() for p in net.parameters() if p.grad is not None)
+    """Numbers of gradients in memory."""
+    gradients = [p.grad for p in net.parameters() if p.grad is not None]
+    return sum(sum(part.numel() for part in getattr(g, "parts", [g])) for g in gradients)
 
 
 def test_gradients_of_one_layer_at_a_time():
@@ -108,10 +115,12 @@ def test_projected_accumulation_is_accumulation(options):
 
 def test_matrices_keep_coefficients_alone_between_refreshes():
     _, optimizer, seen = trained(True, parts=1, steps=8)
-    vectors = sum(p.numel() for p in optimizer.param_groups[0]["params"] if p.ndim < 2)
-    every = sum(p.numel() for p in optimizer.param_groups[0]["params"])
+    given = optimizer.param_groups[0]["params"]
+    every = sum(p.numel() for p in given)
+    # 4 columns of 16.
+    kept = sum(p.numel() // 4 if p.ndim == 2 else p.numel() for p in given)
     chooses = {1, 4, 8}
-    assert seen == [every if step in chooses else vectors for step in range(1, 9)]
+    assert seen == [every if step in chooses else kept for step in range(1, 9)]
 
 
 def test_zero_grad_forgets_coefficients_too():
@@ -140,8 +149,8 @@ def test_clips_what_is_kept():
     optimizer.step()
     optimizer.zero_grad()
     loss_of(net, 1).backward()
-    parts = [part for kept in optimizer.projected().values() for part in kept]
-    parts += [p.grad for p in net.parameters() if p.grad is not None]
+    kept = optimizer.projected()
+    parts = [part for p in net.parameters() for part in kept.get(p, [p.grad])]
     expected = torch.nn.utils.get_total_norm(parts)
     assert torch.equal(accumulation.clip_norm_(0.01), expected)
     assert torch.allclose(torch.nn.utils.get_total_norm(parts), torch.tensor(0.01), rtol=1e-3)
@@ -181,15 +190,144 @@ def test_a_group_of_other_options_keeps_its_gradients_whole():
     assert_same(*runs)
 
 
-def test_a_gradient_both_whole_and_projected_is_refused():
+def test_a_step_on_columns_that_may_be_others_is_refused():
     net, optimizer, _ = trained(True, steps=2)
     loss_of(net, 2).backward()
-    first = net[0][0].weight
-    first.grad = torch.ones_like(first)
-    before = first.detach().clone()
-    with pytest.raises(ValueError, match="must have its gradient whole or projected, got both"):
+    kept = [p.grad for p in net.parameters()]
+    optimizer.step()
+    assert all(p.grad is None for p in net.parameters() if p.ndim == 2)
+    for parameter, gradient in zip(net.parameters(), kept, strict=True):
+        parameter.grad = gradient
+    before = [p.detach().clone() for p in net.parameters()]
+    with pytest.raises(ValueError, match="must be forgotten after a step, by zero_grad"):
         optimizer.step()
-    assert torch.equal(first, before)
+    with pytest.raises(ValueError, match="must be forgotten after a step, by zero_grad"):
+        loss_of(net, 3).backward()
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("constructor", [lowrank_torch.DCTAdamW, lowrank_torch.Trion])
+def test_a_second_backward_pass_before_the_step_is_refused(constructor):
+    net = model()
+    optimizer = optimizer_of(net, constructor)
+    lowrank_torch.step_in_backward(optimizer)
+    loss_of(net, 0).backward()
+    before = [p.detach().clone() for p in net.parameters()]
+    with pytest.raises(
+        RuntimeError, match=r"second gradient.*gradient_accumulation_steps=1.*max_g"
+    ):
+        loss_of(net, 0, part=1).backward()
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+    optimizer.zero_grad()
+    optimizer.step()
+    loss_of(net, 1).backward()
+    assert {int(optimizer.state[p]["step"]) for p in net.parameters()} == {2}
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+# Both see the gradients of one replica.
+BEFORE_AVERAGING = [
+    (lowrank_torch.step_in_backward, {}),
+    (lowrank_torch.accumulate_projected, {"refresh_every": 4, "residual": "discard"}),
+]
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize(("function", "options"), BEFORE_AVERAGING)
+def test_hooks_before_ddp_averages_are_refused(function, options):
+    net = model()
+    optimizer = optimizer_of(net, **options)
+    wrapped = nn.parallel.DistributedDataParallel(net)
+    with pytest.raises(
+        NotImplementedError, match=f"{function.__name__} needs averaged.*fully_shard"
+    ):
+        function(optimizer)
+    del wrapped
+    gc.collect()
+    hooks = function(optimizer)
+    with pytest.raises(NotImplementedError, match=r"needs averaged.*optimizer.step\(\) after"):
+        nn.parallel.DistributedDataParallel(net)
+    # Another model is nobody's concern, and this one neither once the hooks are gone.
+    nn.parallel.DistributedDataParallel(model())
+    hooks.remove()
+    nn.parallel.DistributedDataParallel(net)
+
+
+def test_nothing_stays_of_hooks_that_were_removed():
+    watched = nn.modules.module._global_module_registration_hooks
+    count = len(watched)
+    net = model()
+    optimizer = optimizer_of(net, refresh_every=4, residual="discard")
+    alive = [weakref.ref(optimizer), torch.utils.weak.TensorWeakRef(net[0][0].weight)]
+    for function in (lowrank_torch.step_in_backward, lowrank_torch.accumulate_projected):
+        with function(optimizer):
+            assert len(watched) == count + 1
+            loss_of(net, 0).backward()
+    assert optimizer.projected()
+    assert len(watched) == count
+    del net, optimizer
+    gc.collect()
+    assert [ref() for ref in alive] == [None, None]
+
+
+class Wrapper(torch.optim.Optimizer):
+    """An optimizer around another, as Accelerate's and Lightning's are."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    @property
+    def param_groups(self):
+        return self.optimizer.param_groups
+
+
+def test_wrapped_optimizers_are_taken():
+    net = model()
+    optimizer = optimizer_of(net, refresh_every=4, residual="discard")
+    wrapped = Wrapper(Wrapper(optimizer))
+    with lowrank_torch.step_in_backward(wrapped):
+        loss_of(net, 0).backward()
+    assert {int(optimizer.state[p]["step"]) for p in net.parameters()} == {1}
+    with lowrank_torch.accumulate_projected(wrapped):
+        loss_of(net, 1).backward()
+    assert optimizer.projected()
+
+
+@pytest.mark.parametrize("function", ["step_in_backward", "accumulate_projected"])
+def test_another_wrapped_optimizer_is_refused_by_its_name(function):
+    other = Wrapper(torch.optim.SGD(model().parameters(), lr=0.1))
+    with pytest.raises(TypeError, match=r"attribute \.optimizer; got Wrapper around SGD$"):
+        getattr(lowrank_torch, function)(other)
+
+
+@pytest.mark.parametrize("grouped", [True, False], ids=["a group each", "one group"])
+def test_a_hook_looks_at_its_own_parameter_alone(grouped, monkeypatch):
+    net = model()
+    given = list(net.parameters())
+    groups = [{"params": [p]} for p in given] if grouped else given
+    optimizer = lowrank_torch.DCTAdamW(groups, lr=0.01, rank=4)
+    lowrank_torch.step_in_backward(optimizer)
+    loss_of(net, 0).backward()
+    optimizer.step()
+    looks = []
+    for owner, name in ((GroupOptions, "config_of"), (Planner, "plan")):
+        real = getattr(owner, name)
+
+        def counted(*args, real=real, name=name, **kwargs):
+            looks.append(name)
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counted)
+    loss_of(net, 1).backward()
+    assert sorted(looks) == ["config_of"] * len(given) + ["plan"] * len(given)
 
 
 @pytest.mark.parametrize("function", ["step_in_backward", "accumulate_projected"])
