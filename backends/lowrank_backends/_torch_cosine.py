@@ -206,7 +206,7 @@ class HalfSpectra:
             flat = numbers.reshape(-1, 2 * frame.half)
             taken = flat.index_select(1, index).mul_(signs).view(count, numbers.shape[1], -1)
         else:
-            index, signs = (each.view(count, 1, -1) for each in (index, signs))
+            index, signs = index.view(count, 1, -1), signs.view(count, 1, -1)
             taken = numbers.gather(-1, index.expand(-1, numbers.shape[1], -1)).mul_(signs)
         taken = taken if self.axis == -1 else _transposed(taken)
         return taken.view(*self.shape[:-2], *taken.shape[-2:])

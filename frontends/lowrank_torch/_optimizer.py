@@ -201,8 +201,7 @@ class LowRankOptimizer(Optimizer):
 
     def _step_some(self, chosen: Chosen) -> None:
         """Step the chosen parameters that have a gradient."""
-        configs = [self._options.config_of(self.param_groups[place]) for place, _ in chosen]
-        members, key = self._members(chosen, configs)
+        configs, members, key = self._members(chosen)
         schedule = None if torch.compiler.is_compiling() else self._schedules.get(chosen)
         if schedule is None or schedule.key != key:
             schedule = self._scheduled(chosen, configs, members, key)
@@ -294,15 +293,18 @@ class LowRankOptimizer(Optimizer):
         """Count a collective that was issued for this optimizer by other means than its step."""
         self._scheduler.count(kind, result)
 
-    def _members(
-        self, chosen: Chosen, configs: Sequence[Any]
-    ) -> tuple[list[list[Member]], list[Any]]:
-        """Return the chosen parameters that have a gradient, by group, and what a schedule for them depends on."""
-        members = []
+    def _members(self, chosen: Chosen) -> tuple[list[Any], list[dict[int, Member]], list[Any]]:
+        """Return of each group its configuration and, by place, the chosen parameters that have a gradient.
+
+        And what a schedule for them depends on.
+        """
+        configs, members = [], []
         key: list[Any] = []
-        for (place, indices), config in zip(chosen, configs, strict=True):
-            own, group = [], self.param_groups[place]
-            key += [id(group), id(config)]
+        for place, indices in chosen:
+            group = self.param_groups[place]
+            configs.append(self._options.config_of(group))
+            key += [id(group), id(configs[-1])]
+            own = {}
             for index in indices:
                 parameter = group["params"][index]
                 gradient = parameter.grad
@@ -312,33 +314,37 @@ class LowRankOptimizer(Optimizer):
                 if projected is None:
                     check_gradient(parameter, self.name_of)
                 state = self.state.get(parameter, {})
-                own.append(Member(parameter, state, stream_of(group, place, index), projected))
+                own[index] = Member(parameter, state, projected)
                 kinds = parameter.shape, parameter.dtype, parameter.device
                 key += [id(parameter), id(state), kinds, gradient.dtype, type(gradient)]
             members.append(own)
-        return members, key
+        return configs, members, key
 
     def _scheduled(
         self,
         chosen: Chosen,
         configs: Sequence[Any],
-        members: Sequence[Sequence[Member]],
+        members: Sequence[Mapping[int, Member]],
         key: list[Any],
     ) -> Schedule:
         """Return the schedule of a step, the state made of those that have none yet; keep it for steps like this one.
 
         Nothing is changed before all parameters have been checked.
         """
-        groups = [self.param_groups[place] for place, _ in chosen]
         schedule = Schedule(key, self.rule)
         planned = []
-        for group, config, given in zip(groups, configs, members, strict=True):
-            planned.append([(m, self.plan_of(m.parameter, group, config)) for m in given])
-        for group, config, own in zip(groups, configs, planned, strict=True):
-            ready = self._with_state(own, group, config)
+        for (place, _), config, own in zip(chosen, configs, members, strict=True):
+            group, found = self.param_groups[place], []
+            for index, member in own.items():
+                plan = self.plan_of(member.parameter, group, config)
+                member = member._replace(stream=stream_of(group, place, index))
+                found.append((member, plan))
+            planned.append((group, config, found))
+        for group, config, found in planned:
+            ready = self._with_state(found, group, config)
             schedule.add(ready, group, config, self._planner)
         if not torch.compiler.is_compiling() and all(
-            member.state and member.projected is None for own in members for member in own
+            m.state and m.projected is None for own in members for m in own.values()
         ):
             self._schedules[chosen] = schedule
         return schedule

@@ -126,10 +126,10 @@ class Member(NamedTuple):
     parameter: Tensor
     #: Its entry in the optimizer's state.
     state: dict[str, Any]
-    #: Its number among the parameters of the optimizer, of which its random numbers are a function.
-    stream: int
     #: Coefficients on the current columns of the gradient of each stack of matrices, where they were kept in its place.
     projected: Sequence[Tensor] | None = None
+    #: The number of its stream of random numbers.
+    stream: int = 0
 
 
 def plan_for(

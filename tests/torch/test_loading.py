@@ -1,6 +1,7 @@
 """A state dict that does not fit is refused, naming the first difference, with nothing changed; hooks are heard."""
 
 import copy
+import dataclasses
 import gc
 import weakref
 
@@ -16,6 +17,8 @@ from torch_helpers import (
     train,
     unchanged,
 )
+
+from lowrank_core import DCTAdamWConfig
 
 pytestmark = pytest.mark.usefixtures("torch")
 
@@ -243,3 +246,43 @@ def test_what_was_loaded_is_let_go():
     gc.collect()
     # PyTorch itself keeps the step count of AdamW, which it does not cast.
     assert [found for ref in alive if (found := ref()) is not None and found.ndim] == []
+
+
+#: Another value for every option of DCT-AdamW.
+OTHERS = {
+    "rank": 3, "betas": (0.8, 0.9), "eps": 1e-4, "basis": "hartley", "score": "l1", "refresh_every": 3,
+    "side": "left", "method": "fft", "residual": "discard", "residual_scale": 0.5, "feedback_bits": 4,
+    "selection": "sampled", "score_decay": 0.8, "hysteresis": 0.2, "bias_correction": "column",
+    "state_dtype": "bfloat16", "seed": 1,
+}  # fmt: skip
+
+
+def test_there_is_another_value_for_every_option():
+    assert OTHERS.keys() == {field.name for field in dataclasses.fields(DCTAdamWConfig)}
+
+
+@pytest.mark.parametrize("option", OTHERS)
+def test_a_state_dict_and_a_file_go_on_under_the_same_other_options(option, tmp_path):
+    base = {"residual": "error_feedback", "feedback_bits": 8, "score_decay": 0.9}
+    if option == "score":
+        base = {"residual": "error_feedback"}
+    if option == "residual":
+        base = {"score_decay": 0.9}
+    if option == "residual_scale":
+        base = {"residual": "sign", "score_decay": 0.9}
+    before = trained(**base)
+    before.save_state(tmp_path / "state")
+    taken = []
+    for load in (
+        lambda after: after.load_state_dict(before.state_dict()),
+        lambda after: after.load_state(tmp_path / "state"),
+    ):
+        after = trained(3, **base | {option: OTHERS[option]})
+        try:
+            load(after)
+        except ValueError as error:
+            taken.append(option in str(error))
+        else:
+            taken.append("goes on")
+    assert taken[0] == taken[1]
+    assert taken[0] is True or taken[0] == "goes on"
