@@ -24,8 +24,9 @@ from lowrank_torch._group_keys import check_group_keys, warn_of_unnamed
 from lowrank_torch._grouping import grouped
 from lowrank_torch._index import ParameterIndex, stream_of
 from lowrank_torch._input import check_gradient, check_not_flat, is_zero_lr
-from lowrank_torch._loading import as_saved, parameter_name
-from lowrank_torch._options import BOOKKEEPING, GroupOptions
+from lowrank_torch._loading import as_saved
+from lowrank_torch._names import name_alike, parameter_name
+from lowrank_torch._options import BOOKKEEPING, LATER_OPTIONS, GroupOptions
 from lowrank_torch._plan import Member, Plan
 from lowrank_torch._planner import Planner
 from lowrank_torch._portable import load_state, save_state
@@ -89,6 +90,9 @@ class LowRankOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copied or unpickled optimizer; what it computes with is made anew."""
         super().__setstate__(state)
+        for group in self.param_groups:
+            for option, value in LATER_OPTIONS.items():
+                group.setdefault(option, value)
         # Loading a state dict comes here too and leaves the group; it belongs to a process and goes into no copy.
         self._process_group = self.__dict__.get("_process_group")
         self._forget()
@@ -106,15 +110,23 @@ class LowRankOptimizer(Optimizer):
     # -- groups --------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group after checking every option of it, and that its parameters can be stepped with them."""
+        """Add a group after checking every option of it, and that its parameters can be stepped with them.
+
+        Groups with names and without may stand side by side: parameters without get names made of their places.
+        """
+        named: list[dict[str, Any]] = []
+        count = len(self.param_groups)
         if isinstance(param_group, dict):
             check_group_keys(param_group.keys() - BOOKKEEPING, self.defaults)
             self.check_options({**self.defaults, **param_group})
-        super().add_param_group(param_group)
+            named = name_alike(self.param_groups, param_group)
         try:
+            super().add_param_group(param_group)
             self._check_parameters(self.param_groups[-1])
-        except (NotImplementedError, ValueError):
-            self.param_groups.pop()
+        except (NotImplementedError, TypeError, ValueError):
+            del self.param_groups[count:]
+            for group in named:
+                del group["param_names"]
             raise
 
     def _check_parameters(self, group: Mapping[str, Any]) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from lowrank_core._checks import check_choice, check_number
+from lowrank_core.ops.precision import dtype_name
 from lowrank_core.rules.options import structural_options
 from lowrank_core.rules.rule import Rule
 from lowrank_torch._input import check_lr
@@ -14,6 +17,19 @@ from lowrank_torch._matrices import SHAPE_OPTIONS, check_shape_options
 
 #: Keys of a group that are no options: what PyTorch and its schedulers keep there.
 BOOKKEEPING = {"params", "param_names", "name", "initial_lr"}
+
+#: Options that groups have not always had, with what they did before: state dicts that lack them are loaded so.
+LATER_OPTIONS: Mapping[str, Any] = {"transposed": SHAPE_OPTIONS["transposed"]}
+
+
+def canonical(value: Any) -> Any:
+    """Return an option in the form that equal ones share: YAML and JSON make lists of tuples, a dtype may be an object.
+
+    The value itself where it has but one form.
+    """
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(canonical(entry) for entry in value)
+    return dtype_name(value) if isinstance(value, torch.dtype) else value
 
 
 class GroupOptions:
