@@ -7,7 +7,9 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
+from torch.utils._device import DeviceContext
 
 from lowrank_backends._torch_threads import for_each, num_threads
 from lowrank_core import StandardOps
@@ -148,7 +150,7 @@ class TorchOps(StandardOps[Tensor]):
         second = second.mul_(kept2) if overwrite else second.mul(kept2)
         second.addcmul_(gradient, gradient, value=1 - kept2)
         divisor = second.div(weights[1]).sqrt_().add_(eps)
-        if divisor.requires_grad or first.requires_grad:
+        if divisor.requires_grad or first.requires_grad or _is_recorded():
             return first / divisor / weights[0], first, second
         return torch.div(first, divisor, out=divisor).div_(weights[0]), first, second
 
@@ -206,7 +208,7 @@ class TorchOps(StandardOps[Tensor]):
 
     def constant(self, key: Hashable, build: Callable[[], Tensor]) -> Tensor:
         """Return the shared constant, made anew inside a trace: a tensor of one trace is no good to another."""
-        if torch.compiler.is_compiling():
+        if _is_traced():
             return build()
         # An inference tensor would be of no use to a later caller that follows gradients.
         with torch.inference_mode(False), torch.no_grad():
@@ -221,10 +223,40 @@ def _is_plain(x: Tensor) -> bool:
         _BY_BLOCKS
         and type(x) in (Tensor, Parameter)
         and x.device.type == "cpu"
+        and not _is_recorded()
         and x.numel() > 0
-        and not torch.compiler.is_compiling()
         and not (torch.is_grad_enabled() and x.requires_grad)
-        and torch._C._functorch.peek_interpreter_stack() is None  # vmap and grad transforms
+        # Views whose numbers are not those in memory: another sign, or none there.
+        and not (x.is_neg() or x._is_zerotensor())
+    )
+
+
+def _is_recorded() -> bool:
+    """Return whether somebody records the operations on tensors, so that NumPy's would be missed."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._functorch.peek_interpreter_stack() is not None  # vmap and grad transforms
+        or forward_ad._current_level >= 0  # dual tensors
+        or torch._C._get_tracing_state() is not None  # TorchScript
+        or torch._C._len_torch_dispatch_stack() > 0  # make_fx, counters of operations
+        or _has_function_mode()
+    )
+
+
+def _has_function_mode() -> bool:
+    """Return whether a mode sees calls of PyTorch's functions, other than the one that sets a default device."""
+    for place in range(torch._C._len_torch_function_stack()):
+        if type(torch._C._get_function_stack_at(place)) is not DeviceContext:
+            return True
+    return False
+
+
+def _is_traced() -> bool:
+    """Return whether operations become a graph, of which constants are to be a part."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
     )
 
 

@@ -13,6 +13,8 @@ from lowrank_torch._groups import looks_like_vocabulary
 
 # How alike two names are that are taken for one: `ranks` and `rank` are, `lr_scale` and `scale` are not.
 _ALIKE = 0.85
+# Shorter keys are one letter from an option too often to be taken for a misspelt one: `step`, `eps2`, `beta`.
+_LEAST = 5
 # Schedulers keep numbers of their own beside those they move: `max_lr`, `base_momentum`.
 _OF_SCHEDULERS = ("base_", "initial_", "max_", "min_")
 # Outputs that no hidden layer has alone: what is first or last among matrices, and has them, is looked up or a head.
@@ -26,7 +28,7 @@ def check_group_keys(given: Iterable[str], known: Iterable[str]) -> None:
     """
     allowed = sorted(known)
     for key in given:
-        if key in allowed or key.startswith(_OF_SCHEDULERS):
+        if key in allowed or len(key) < _LEAST or key.startswith(_OF_SCHEDULERS):
             continue
         near = get_close_matches(key, allowed, n=1, cutoff=_ALIKE)
         if near:

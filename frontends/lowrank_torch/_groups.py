@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lowrank_torch._layouts import Layout
+from lowrank_torch._options import canonical
 from lowrank_torch._roles import (
     MIN_SIZE,
     ROLES,
@@ -155,7 +156,8 @@ def _said(name: str, value: Any) -> str:
 
 
 def _hashable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else repr(value)
+    plain = canonical(value)
+    return plain if isinstance(plain, tuple) else repr(plain)
 
 
 def _warn_of_vocabulary(row: ParameterRole) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
+
+from lowrank_torch._names import is_place_name
+from lowrank_torch._places import plain_path
 
 
 class ParameterIndex:
@@ -51,6 +55,13 @@ def stream_of(group: Mapping[str, Any], place: int, index: int) -> int:
     It is a function of its name where it has one, so that a model of other layers or groups beside it draws the same,
     and of its place where it has none.
     """
-    if "param_names" in group:
-        return zlib.crc32(group["param_names"][index].encode()) & 0x7FFFFFFF
-    return (place << 16) + index
+    names = group.get("param_names")
+    if names is None or is_place_name(names[index], place, index):
+        return (place << 16) + index
+    return _stream_of_name(names[index])
+
+
+@functools.lru_cache(maxsize=2**16)
+def _stream_of_name(name: str) -> int:
+    # A compiled or wrapped model draws as the model itself.
+    return zlib.crc32(".".join(plain_path(name)).encode()) & 0x7FFFFFFF

@@ -9,6 +9,9 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lowrank_torch._names import parameter_name
+from lowrank_torch._options import canonical
+from lowrank_torch._saved_groups import as_own
 from lowrank_torch._sharding import is_sharded
 
 
@@ -39,9 +42,11 @@ def as_saved(optimizer: Any, place: Callable[[], None]) -> Iterator[None]:
     """
     loaded: dict[str, Any] = {}
 
-    def check(_: Optimizer, given: dict[str, Any]) -> None:
-        check_loadable(optimizer, given)
-        loaded.update(given)
+    def check(_: Optimizer, given: dict[str, Any]) -> dict[str, Any]:
+        own = as_own(optimizer.param_groups, given)
+        check_loadable(optimizer, own)
+        loaded.update(own)
+        return own
 
     def keep_dtypes(_: Optimizer) -> None:
         # PyTorch casts state to the parameter's dtype, which would make floats of indices and halve the
@@ -88,7 +93,7 @@ def check_loadable(optimizer: Fits, state_dict: Mapping[str, Any]) -> None:
                     f"state_dict must have every option of group {place}, got none for {option!r}"
                 )
         for option in optimizer.structural_options:
-            if saved.get(option) != group[option]:
+            if canonical(saved.get(option)) != canonical(group[option]):
                 raise ValueError(
                     f"state_dict must have been made with {option}={group[option]!r} in group {place}, "
                     f"got {saved.get(option)!r}"
@@ -126,10 +131,3 @@ def check_whole(state: Mapping[str, Any], name: str) -> None:
                 f"the optimizer's state must be whole where parameters are, got a DTensor for {key} of {name}; an "
                 "optimizer with process_group cannot be copied without it"
             )
-
-
-def parameter_name(group: Mapping[str, Any], place: int, index: int) -> str:
-    """Return a parameter's name, or its place where it has none."""
-    if "param_names" in group:
-        return str(group["param_names"][index])
-    return f"parameter {index} of group {place}"

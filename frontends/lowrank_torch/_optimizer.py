@@ -20,11 +20,12 @@ from lowrank_torch._adamw import adamw_step, make_adamw_state, place_adamw_state
 from lowrank_torch._collectives import CollectiveScheduler, Traffic
 from lowrank_torch._for_model import for_model
 from lowrank_torch._group_keys import check_group_keys, warn_of_unnamed
-from lowrank_torch._index import ParameterIndex, stream_of
+from lowrank_torch._index import ParameterIndex
 from lowrank_torch._input import check_gradient, check_not_flat, is_zero_lr
-from lowrank_torch._loading import as_saved, parameter_name
-from lowrank_torch._options import BOOKKEEPING, GroupOptions
-from lowrank_torch._plan import Member, Plan
+from lowrank_torch._loading import as_saved
+from lowrank_torch._names import name_alike, parameter_name
+from lowrank_torch._options import BOOKKEEPING, LATER_OPTIONS, GroupOptions
+from lowrank_torch._plan import Member, Place, Plan
 from lowrank_torch._planner import Planner
 from lowrank_torch._portable import load_state, save_state
 from lowrank_torch._projected import ProjectedGradient, keep
@@ -91,6 +92,9 @@ class LowRankOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copied or unpickled optimizer; what it computes with is made anew."""
         super().__setstate__(state)
+        for group in self.param_groups:
+            for option, value in LATER_OPTIONS.items():
+                group.setdefault(option, value)
         # Loading a state dict comes here too and leaves the group; it belongs to a process and goes into no copy.
         self._process_group = self.__dict__.get("_process_group")
         self._forget()
@@ -109,15 +113,23 @@ class LowRankOptimizer(Optimizer):
     # -- groups --------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group after checking every option of it, and that its parameters can be stepped with them."""
+        """Add a group after checking every option of it, and that its parameters can be stepped with them.
+
+        Groups with names and without may stand side by side: parameters without get names made of their places.
+        """
+        named: list[dict[str, Any]] = []
+        count = len(self.param_groups)
         if isinstance(param_group, dict):
             check_group_keys(param_group.keys() - BOOKKEEPING, self.defaults)
             self.check_options({**self.defaults, **param_group})
-        super().add_param_group(param_group)
+            named = name_alike(self.param_groups, param_group)
         try:
+            super().add_param_group(param_group)
             self._check_parameters(self.param_groups[-1])
-        except (NotImplementedError, ValueError):
-            self.param_groups.pop()
+        except (NotImplementedError, TypeError, ValueError):
+            del self.param_groups[count:]
+            for group in named:
+                del group["param_names"]
             raise
 
     def _check_parameters(self, group: Mapping[str, Any]) -> None:
@@ -206,33 +218,35 @@ class LowRankOptimizer(Optimizer):
         if schedule is None or schedule.key != key:
             schedule = self._scheduled(chosen, configs, members, key)
         if schedule.is_sharded:
-            self._step_sharded(schedule)
+            self._step_sharded(schedule, members)
         else:
-            self._step_here(schedule)
+            self._step_here(schedule, members)
         if self._scheduler.last or self._scheduler.counted:
             self._scheduler.close()
 
-    def _step_here(self, schedule: Schedule) -> None:
+    def _step_here(self, schedule: Schedule, members: Mapping[Place, Member]) -> None:
         """Step parameters that need no other process, small stacks of them side by side."""
-        ops, large, small = self._ops, schedule.large, schedule.small
-        if 2 * len(small) <= ops.num_threads():
-            # Most threads would have nothing to do: better that each step is divided.
-            large, small = schedule.stacks, []
-        for stack in large:
+        ops, stacks, small = self._ops, schedule.stacks_of(members), []
+        if 2 * schedule.small > ops.num_threads():
+            # Or most threads would have nothing to do: then better that each step is divided.
+            small = [stack for stack in stacks if stack.is_small]
+            stacks = [stack for stack in stacks if not stack.is_small]
+        for stack in stacks:
             step_here(stack, ops)
         if small:
             ops.for_each(lambda stack: step_here(stack, ops), small)
-        for group, members, _ in schedule.adamw:
-            adamw_step(members, group, ops)
+        for group, places, _ in schedule.adamw:
+            adamw_step([members[place] for place in places], group, ops)
 
-    def _step_sharded(self, schedule: Schedule) -> None:
+    def _step_sharded(self, schedule: Schedule, members: Mapping[Place, Member]) -> None:
         """Step parameters, some of which are shared out among ranks, their collectives issued together."""
-        steps = [(stack.held_bytes, step_sharded(stack, self._ops)) for stack in schedule.stacks]
-        for group, members, sharding in schedule.adamw:
-            adamw_step(members, group, self._ops, sharding)
+        stacks = schedule.stacks_of(members)
+        steps = [(stack.held_bytes, step_sharded(stack, self._ops)) for stack in stacks]
+        for group, places, sharding in schedule.adamw:
+            own = [members[place] for place in places]
+            adamw_step(own, group, self._ops, sharding)
             if sharding is not None:
-                parameters = [member.parameter for member in members]
-                steps += [(p.nbytes, gather_rows(p, sharding)) for p in parameters]
+                steps += [(m.parameter.nbytes, gather_rows(m.parameter, sharding)) for m in own]
         self._scheduler.run(steps)
 
     def place_of(self, parameter: Tensor) -> tuple[int, int]:
@@ -293,18 +307,19 @@ class LowRankOptimizer(Optimizer):
         """Count a collective that was issued for this optimizer by other means than its step."""
         self._scheduler.count(kind, result)
 
-    def _members(self, chosen: Chosen) -> tuple[list[Any], list[dict[int, Member]], list[Any]]:
-        """Return of each group its configuration and, by place, the chosen parameters that have a gradient.
+    def _members(self, chosen: Chosen) -> tuple[list[Any], dict[Place, Member], list[Any]]:
+        """Return the configurations of groups and the chosen parameters that have a gradient.
 
         And what a schedule for them depends on.
         """
-        configs, members = [], []
+        configs: list[Any] = []
+        members: dict[Place, Member] = {}
         key: list[Any] = []
-        for place, indices in chosen:
-            group = self.param_groups[place]
+        begun: int | None = None
+        for number, indices in chosen:
+            group = self.param_groups[number]
             configs.append(self._options.config_of(group))
             key += [id(group), id(configs[-1])]
-            own = {}
             for index in indices:
                 parameter = group["params"][index]
                 gradient = parameter.grad
@@ -314,38 +329,41 @@ class LowRankOptimizer(Optimizer):
                 if projected is None:
                     check_gradient(parameter, self.name_of)
                 state = self.state.get(parameter, {})
-                own[index] = Member(parameter, state, projected)
-                kinds = parameter.shape, parameter.dtype, parameter.device
-                key += [id(parameter), id(state), kinds, gradient.dtype, type(gradient)]
-            members.append(own)
+                place = number, index
+                members[place] = Member(parameter, state, group, place, projected)
+                kinds = parameter.shape, parameter.dtype, parameter.device, gradient.dtype
+                key += [place, id(parameter), id(state), not state, kinds, type(gradient)]
+                if isinstance(count := state.get("step"), int):
+                    # How much later than the first it began: a stack has one count.
+                    begun = count if begun is None else begun
+                    key.append(count - begun)
         return configs, members, key
 
     def _scheduled(
         self,
         chosen: Chosen,
         configs: Sequence[Any],
-        members: Sequence[Mapping[int, Member]],
+        members: dict[Place, Member],
         key: list[Any],
     ) -> Schedule:
         """Return the schedule of a step, the state made of those that have none yet; keep it for steps like this one.
 
         Nothing is changed before all parameters have been checked.
         """
-        schedule = Schedule(key, self.rule)
-        planned = []
-        for (place, _), config, own in zip(chosen, configs, members, strict=True):
-            group, found = self.param_groups[place], []
-            for index, member in own.items():
-                plan = self.plan_of(member.parameter, group, config)
-                member = member._replace(stream=stream_of(group, place, index))
-                found.append((member, plan))
-            planned.append((group, config, found))
-        for group, config, found in planned:
-            ready = self._with_state(found, group, config)
+        schedule, plans = Schedule(key, self.rule), {}
+        had_state = all(member.state for member in members.values())
+        groups = [self.param_groups[number] for number, _ in chosen]
+        for (number, _), group, config in zip(chosen, groups, configs, strict=True):
+            for place, member in members.items():
+                if place[0] == number:
+                    plans[place] = self.plan_of(member.parameter, group, config)
+        for (number, _), group, config in zip(chosen, groups, configs, strict=True):
+            own = [(members[place], plan) for place, plan in plans.items() if place[0] == number]
+            ready = self._with_state(own, group, config)
+            members.update((member.place, member) for member, _ in ready)
             schedule.add(ready, group, config, self._planner)
-        if not torch.compiler.is_compiling() and all(
-            m.state and m.projected is None for own in members for m in own.values()
-        ):
+        projects = any(member.projected is not None for member in members.values())
+        if had_state and not projects and not torch.compiler.is_compiling():
             self._schedules[chosen] = schedule
         return schedule
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from lowrank_core._checks import check_choice, check_number
+from lowrank_core.ops.precision import dtype_name
 from lowrank_core.rules.options import structural_options
 from lowrank_core.rules.rule import Rule
 from lowrank_torch._input import check_lr
@@ -15,6 +18,19 @@ from lowrank_torch._matrices import SHAPE_OPTIONS, check_shape_options
 
 #: Keys of a group that are no options: what PyTorch and its schedulers keep there.
 BOOKKEEPING = {"params", "param_names", "name", "initial_lr"}
+
+#: Options that groups have not always had, with what they did before: state dicts that lack them are loaded so.
+LATER_OPTIONS: Mapping[str, Any] = {"transposed": SHAPE_OPTIONS["transposed"]}
+
+
+def canonical(value: Any) -> Any:
+    """Return an option in the form that equal ones share: YAML and JSON make lists of tuples, a dtype may be an object.
+
+    The value itself where it has but one form.
+    """
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(canonical(entry) for entry in value)
+    return dtype_name(value) if isinstance(value, torch.dtype) else value
 
 
 class GroupOptions:
@@ -53,16 +69,20 @@ class GroupOptions:
         The numbers that schedules change are checked at every step.
         """
         values = tuple(map(group.__getitem__, self._watched))
+        lr, weight_decay = group["lr"], group["weight_decay"]
         known = self._known.get(id(group))
-        if known is not None and all(map(operator.is_, known[0], values)):
-            lr, weight_decay = group["lr"], group["weight_decay"]
+        if known is None or not all(map(operator.is_, known[0], values)):
+            config = self.check(group)
+        else:
+            config = known[1]
             # Of what are the same numbers there is nothing new to check; a tensor may hold another.
-            if not (lr is known[2] and type(lr) is float and weight_decay is known[3]):
-                self._check_numbers(group)
-                self._known[id(group)] = (values, known[1], lr, weight_decay)
-            return known[1]
-        config = self.check(group)
-        self._known[id(group)] = values, config, group["lr"], group["weight_decay"]
+            if lr is known[2] and type(lr) is float and weight_decay is known[3]:
+                return config
+            self._check_numbers(group)
+            if torch.compiler.is_compiling():
+                # It would compile every step anew for the rate that is remembered.
+                return config
+        self._known[id(group)] = values, config, lr, weight_decay
         return config
 
     def structure(self, group: Mapping[str, Any]) -> tuple[Any, ...]:

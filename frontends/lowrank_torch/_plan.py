@@ -19,6 +19,7 @@ from lowrank_core.layout import (
 )
 from lowrank_core.ops.standard import Ops
 from lowrank_core.rules.rule import MatrixStep, bind
+from lowrank_torch._index import stream_of
 from lowrank_torch._matrices import matrix_shapes
 from lowrank_torch._sharding import (
     Sharding,
@@ -31,6 +32,8 @@ from lowrank_torch._sharding import (
 )
 
 Shapes = tuple[tuple[int, ...], ...]
+#: Where a parameter is: the place of its group, and its place in the group.
+Place = tuple[int, int]
 
 
 class Plan(NamedTuple):
@@ -126,10 +129,17 @@ class Member(NamedTuple):
     parameter: Tensor
     #: Its entry in the optimizer's state.
     state: dict[str, Any]
+    #: Its group.
+    group: Mapping[str, Any]
+    #: Where it is.
+    place: Place
     #: Coefficients on the current columns of the gradient of each stack of matrices, where they were kept in its place.
     projected: Sequence[Tensor] | None = None
-    #: The number of its stream of random numbers.
-    stream: int = 0
+
+    @property
+    def stream(self) -> int:
+        """The number of its stream of random numbers."""
+        return stream_of(self.group, *self.place)
 
 
 def plan_for(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -35,7 +36,8 @@ class Planner:
     ) -> None:
         self._options, self._whole_ranks, self._ops = options, whole_ranks, ops
         self._process_group = process_group
-        self._plans: dict[Tensor, tuple[Any, Plan]] = {}
+        # By ids, so that a parameter that is replaced is freed.
+        self._plans: dict[int, tuple[weakref.ref[Tensor], Any, Plan]] = {}
         self._bound: dict[Any, tuple[Any, tuple[BoundMatrices, ...]]] = {}
         self._replicas: dict[str, Sharding | None] = {}
 
@@ -54,10 +56,11 @@ class Planner:
         NotImplementedError, ValueError
             If it cannot be stepped as the options say, or its state does not fit.
         """
-        structure = self._options.structure(group)
-        known = self._plans.get(parameter)
-        if known is not None and known[0] == structure:
-            return known[1]
+        # Whoever gives a parameter other data may give it another shape.
+        structure = (parameter.shape, *self._options.structure(group))
+        known = self._plans.get(id(parameter))
+        if known is not None and known[0]() is parameter and known[1] == structure:
+            return known[2]
         replicas = self._replicas_of(parameter)
         try:
             plan = plan_for(
@@ -72,8 +75,18 @@ class Planner:
             check_shapes("the optimizer's state", state, wanted, name())
             if plan.sharding is None and not is_sharded(parameter):
                 check_whole(state, name())
-            self._plans[parameter] = structure, plan
+            self._remember(parameter, structure, plan)
         return plan
+
+    def _remember(self, parameter: Tensor, structure: Any, plan: Plan) -> None:
+        plans, key = self._plans, id(parameter)
+
+        def forget(ref: weakref.ref[Tensor]) -> None:
+            # Another parameter may have the id by now.
+            if key in plans and plans[key][0] is ref:
+                del plans[key]
+
+        plans[key] = weakref.ref(parameter, forget), structure, plan
 
     def bound(self, plan: Plan, config: Any, device: torch.device) -> tuple[BoundMatrices, ...]:
         """Return what the steps of a plan on a device are bound to under a configuration."""

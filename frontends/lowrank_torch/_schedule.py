@@ -8,33 +8,34 @@ from typing import Any
 from torch import Tensor
 
 from lowrank_core.rules.rule import Rule
-from lowrank_torch._plan import Member, Plan
+from lowrank_torch._plan import Member, Place, Plan
 from lowrank_torch._planner import Planner
 from lowrank_torch._sharding import Sharding
-from lowrank_torch._step import Stack
-from lowrank_torch._tuning import CPU_STACK, DEVICE_STACK
+from lowrank_torch._step import Stack, is_plain
+from lowrank_torch._tuning import CPU_STACK, DEVICE_STACK, SMALL_STACK
 
 
 class Schedule:
     """The stacks of a step, small matrices of one shape together, and what gets AdamW.
 
+    It knows parameters and their states by their places alone, so that it keeps none of them alive.
+
     Parameters
     ----------
     key
-        What it depends on: groups, configurations, parameters, states and dtypes of gradients. A schedule holds for
-        every step whose key is equal: parameters that were stepped together have counted alike.
+        What it depends on: groups, configurations, parameters, states, how much their step counts differ, and kinds of
+        gradients. A schedule holds for every step whose key is equal.
     rule
         The rule that steps matrices.
     """
 
     def __init__(self, key: list[Any], rule: Rule) -> None:
         self.key, self._rule = key, rule
-        self.stacks: list[Stack] = []
-        #: By group and by how they are shared out.
-        self.adamw: list[tuple[Mapping[str, Any], list[Member], Sharding | None]] = []
-        #: Those of the stacks that one thread steps while others step others, and the rest.
-        self.small: list[Stack] = []
-        self.large: list[Stack] = []
+        self._stacks: list[tuple[Stack, list[Place]]] = []
+        #: How many of the stacks one thread can step while others step others.
+        self.small = 0
+        #: What gets AdamW: by group and by how it is shared out.
+        self.adamw: list[tuple[Mapping[str, Any], list[Place], Sharding | None]] = []
         #: Whether any parameter lies on several ranks, or its work is shared.
         self.is_sharded = False
         # Alive, so that none of another step is in the place of one of these in memory.
@@ -49,22 +50,31 @@ class Schedule:
     ) -> None:
         """Add the members of a group, which have state."""
         self._alive += [group, config]
-        adamw: dict[Sharding | None, list[Member]] = {}
+        adamw: dict[Sharding | None, list[Place]] = {}
         matrices = []
         for member, plan in members:
             if plan.sharding is not None:
                 self.is_sharded = True
             if plan.uses_adamw:
-                adamw.setdefault(plan.sharding, []).append(member)
+                adamw.setdefault(plan.sharding, []).append(member.place)
             else:
                 matrices.append((member, plan))
-        for sharding, own in adamw.items():
-            self.adamw.append((group, own, sharding))
+        for sharding, places in adamw.items():
+            self.adamw.append((group, places, sharding))
         for plan, own in grouped(matrices, group, config, self._rule):
-            bound = planner.bound(plan, config, own[0].parameter.device)
-            stack = Stack(own, plan, bound, self._rule, group, _held_bytes(own, plan.sharding))
-            self.stacks.append(stack)
-            (self.small if stack.is_small else self.large).append(stack)
+            parameter, held = own[0].parameter, _held_bytes(own, plan.sharding)
+            small = is_plain(parameter) and len(own) * parameter.numel() <= SMALL_STACK
+            bound = planner.bound(plan, config, parameter.device)
+            stack = Stack((), plan, bound, self._rule, group, small, held)
+            self._stacks.append((stack, [member.place for member in own]))
+            self.small += small
+
+    def stacks_of(self, members: Mapping[Place, Member]) -> list[Stack]:
+        """Return the stacks, made of these members."""
+        return [
+            stack._replace(members=[*map(members.__getitem__, places)])
+            for stack, places in self._stacks
+        ]
 
 
 def grouped(

@@ -21,7 +21,7 @@ from lowrank_torch._plan import BoundMatrices, Member, Plan
 from lowrank_torch._redistribute import redistribution
 from lowrank_torch._sharding import local_gradient, local_of
 from lowrank_torch._state import entries_of, stacked, state_of, unstacked
-from lowrank_torch._tuning import LARGE_MATRIX, LEAST_PART, PART, SMALL_STACK
+from lowrank_torch._tuning import LARGE_MATRIX, LEAST_PART, PART
 
 # Dtypes of state that comes out the same however a matrix is divided: half precision is rounded at random by the place
 # of a number.
@@ -38,14 +38,10 @@ class Stack(NamedTuple):
     rule: Rule
     #: The options of their group.
     group: Mapping[str, Any]
+    #: Whether one thread can step it while others step others.
+    is_small: bool
     #: About how many bytes a step holds while it waits for other ranks, the same number on every rank.
-    held_bytes: int = 0
-
-    @property
-    def is_small(self) -> bool:
-        """Whether one thread steps it while others step others."""
-        parameter = self.members[0].parameter
-        return is_plain(parameter) and len(self.members) * parameter.numel() <= SMALL_STACK
+    held_bytes: int
 
 
 def is_plain(parameter: Tensor) -> bool:

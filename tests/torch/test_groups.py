@@ -1,14 +1,19 @@
 """Every option may be set in a parameter group, and groups may be added later."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from lowrank_torch import DCTAdamW
 from torch_helpers import (
+    OPTIMIZERS,
     all_parameters,
     assert_same_bits,
     copies,
     parameters,
     set_gradients,
+    tensor,
     train,
     unchanged,
 )
@@ -136,6 +141,106 @@ def test_keys_of_others_pass_and_stay():
     again = DCTAdamW([first], **COMMON)
     with unchanged(again), pytest.raises(TypeError, match="got 'ranks', which looks like 'rank'"):
         again.add_param_group({"params": [second], "ranks": 3})
+
+
+@pytest.mark.parametrize("optimizer_type", OPTIMIZERS)
+@pytest.mark.parametrize("key", ["step", "eps2", "beta", "k", "core", "d0"])
+def test_short_keys_of_others_are_no_misspelt_options(optimizer_type, key):
+    (parameter,) = parameters(SHAPE)
+    optimizer = optimizer_type([{"params": [parameter], key: 1}], **COMMON)
+    assert optimizer.param_groups[0][key] == 1
+
+
+@pytest.mark.parametrize("optimizer_type", OPTIMIZERS)
+def test_groups_with_and_without_names_stand_side_by_side(optimizer_type):
+    first, second, third = parameters(SHAPE, (5,), SHAPE)
+    optimizer = optimizer_type([("first", first)], **COMMON)
+    optimizer.add_param_group({"params": iter([second, third]), "lr": 0.5})
+    names = ["first", "parameter 0 of group 1", "parameter 1 of group 1"]
+    assert [row.name for row in optimizer.summary()] == names
+    other = optimizer_type([second], **COMMON)
+    other.add_param_group({"params": [("first", first)]})
+    assert [row.name for row in other.summary()] == ["parameter 0 of group 0", "first"]
+    train(optimizer, [first, second, third], 2)
+    train(other, [first, second], 2)
+    # A made name is no name to find a parameter by in a file.
+    with pytest.raises(ValueError, match="got none for parameter 0 of group 1"):
+        optimizer.save_state("never.safetensors")
+
+
+def test_names_are_made_anew_for_a_copied_group():
+    first, second, third = parameters(SHAPE, SHAPE, SHAPE)
+    optimizer = DCTAdamW([("first", first)], **COMMON)
+    optimizer.add_param_group({**optimizer.param_groups[0], "params": second})
+    optimizer.add_param_group({**optimizer.param_groups[0], "params": [("third", third)]})
+    names = ["first", "parameter 0 of group 1", "third"]
+    assert [row.name for row in optimizer.summary()] == names
+
+
+def test_a_refused_group_leaves_the_others_without_names():
+    first, second = parameters(SHAPE, SHAPE)
+    optimizer = DCTAdamW([first], **COMMON)
+    for group in ({"params": [("a", first)]}, {"params": [("b", second)], "split_sizes": [1]}):
+        with unchanged(optimizer), pytest.raises(ValueError, match=r"more than one|split_sizes"):
+            optimizer.add_param_group(group)
+        assert "param_names" not in optimizer.param_groups[0]
+
+
+def run_of(groups):
+    """Parameters by name after steps that draw random numbers; what differs in them is drawn."""
+    shapes = {"a": SHAPE, "b": SHAPE, "c": (7,), "d": (7,)}
+    named = {name: parameters(shape, dtype=torch.bfloat16)[0] for name, shape in shapes.items()}
+    options = COMMON | {"selection": "sampled", "foreach": False}
+    optimizer = DCTAdamW(groups(named), **options, stochastic_rounding=True)
+    for step in range(3):
+        for parameter in named.values():
+            parameter.grad = tensor(*parameter.shape, seed=step, dtype=torch.bfloat16)
+        optimizer.step()
+    return named
+
+
+def test_random_draws_go_with_the_name_and_not_with_the_place():
+    base = run_of(lambda named: named.items())
+    others = [
+        run_of(lambda named: reversed(named.items())),
+        run_of(lambda named: [{"params": [pair]} for pair in named.items()]),
+        run_of(lambda named: [(f"_orig_mod.{name}", own) for name, own in named.items()]),
+    ]
+    for other in others:
+        assert_same_bits(other.values(), base.values())
+    assert not torch.equal(base["a"], base["b"])
+    assert not torch.equal(base["c"], base["d"])
+
+
+def test_a_replaced_parameter_is_freed_with_its_plan():
+    for given in (SHAPE, (5,)):
+        first, second = parameters(given, given)
+        optimizer = DCTAdamW([first], **COMMON)
+        train(optimizer, [first], 2)
+        alive = weakref.ref(first)
+        optimizer.state[second] = optimizer.state.pop(first)
+        optimizer.param_groups[0]["params"][0] = second
+        del first
+        gc.collect()
+        assert alive() is None
+        train(optimizer, [second], 1)
+        assert optimizer.state[second]["step"] == 3
+
+
+@pytest.mark.parametrize("optimizer_type", OPTIMIZERS)
+@pytest.mark.parametrize(("shape", "grown"), [(SHAPE, (29, 10)), ((5,), (6,))])
+def test_a_parameter_whose_shape_changed_is_refused(optimizer_type, shape, grown):
+    first, second = parameters((8, 12), shape)
+    optimizer = optimizer_type([("first", first), ("second", second)], **COMMON)
+    train(optimizer, [first, second], 2)
+    second.grad = None
+    second.data = torch.zeros(grown)
+    first.grad, second.grad = torch.ones(8, 12), torch.ones(grown)
+    with (
+        unchanged(optimizer),
+        pytest.raises(ValueError, match=r"must fit the model.* of second is"),
+    ):
+        optimizer.step()
 
 
 def test_parameters_without_names_warn_once_of_a_vocabulary():

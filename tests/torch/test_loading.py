@@ -11,6 +11,7 @@ from lowrank_torch import DCTAdamW
 from torch_helpers import (
     OPTIMIZERS,
     all_parameters,
+    assert_same_bits,
     assert_same_state,
     copies,
     parameters,
@@ -67,6 +68,82 @@ def test_rank_of_one_group_is_compared():
     saved["param_groups"][1]["rank"] = 5
     with unchanged(optimizer), pytest.raises(ValueError, match="rank=4 in group 1, got 5"):
         optimizer.load_state_dict(saved)
+
+
+@pytest.mark.parametrize(
+    ("mine", "saved"),
+    [
+        ({"split_sizes": [8, 16]}, {"split_sizes": (8, 16)}),
+        (
+            {"split_sizes": (8, 16), "num_heads": (2, 4)},
+            {"split_sizes": [8, 16], "num_heads": [2, 4]},
+        ),
+        ({"state_dtype": "bfloat16"}, {"state_dtype": torch.bfloat16}),
+    ],
+    ids=str,
+)
+def test_equal_options_of_other_kinds_are_equal(mine, saved):
+    made = []
+    for options in (mine, saved):
+        given = parameters((24, 16))
+        optimizer = DCTAdamW([{"params": given, **options}], **OPTIONS)
+        train(optimizer, given, 2)
+        made.append(optimizer)
+    for one, other in (made, made[::-1]):
+        one.load_state_dict(other.state_dict())
+    assert_same_state(*made)
+
+
+@pytest.mark.parametrize("optimizer_type", OPTIMIZERS)
+def test_state_dicts_from_before_an_option_load(optimizer_type):
+    given = parameters(*SHAPES)
+    optimizer = optimizer_type(given, lr=0.02, rank=4)
+    train(optimizer, given, 2)
+    saved = optimizer.state_dict()
+    del saved["param_groups"][0]["transposed"]
+    other = optimizer_type(copies(given), lr=0.02, rank=4)
+    other.load_state_dict(saved)
+    train(other, all_parameters(other), 1)
+    assert other.param_groups[0]["transposed"] is False
+    assert "transposed" not in saved["param_groups"][0]
+
+
+def named(names, optimizer_type=DCTAdamW, prefix=""):
+    """An optimizer of parameters of these names, each with state that is the name's own."""
+    given = {name: parameters((24, 10), seed=ord(name[0]))[0] for name in names}
+    optimizer = optimizer_type([(prefix + name, p) for name, p in given.items()], lr=0.02, rank=4)
+    for name, parameter in given.items():
+        parameter.grad = torch.full((24, 10), float(ord(name[0])))
+    optimizer.step()
+    return optimizer, given
+
+
+@pytest.mark.parametrize("optimizer_type", OPTIMIZERS)
+@pytest.mark.parametrize("prefix", ["", "_orig_mod.", "module."])
+def test_state_follows_names(optimizer_type, prefix):
+    saved, theirs = named("abc", optimizer_type)
+    optimizer, mine = named("cab", optimizer_type, prefix)
+    optimizer.load_state_dict(saved.state_dict())
+    for name, parameter in mine.items():
+        assert_same_bits(
+            [v for v in optimizer.state[parameter].values() if torch.is_tensor(v)],
+            [v for v in saved.state[theirs[name]].values() if torch.is_tensor(v)],
+        )
+    assert [row.name for row in optimizer.summary()] == [prefix + name for name in "cab"]
+
+
+def test_other_names_are_refused_and_no_names_go_by_place():
+    saved, optimizer = named("abd")[0].state_dict(), named("abc")[0]
+    message = r"parameters of group 0 by their names, got 'd' and none called 'c'"
+    with unchanged(optimizer), pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(saved)
+    del saved["param_groups"][0]["param_names"]
+    optimizer.load_state_dict(saved)
+    assert [row.name for row in optimizer.summary()] == ["a", "b", "c"]
+    # One without names takes the state by place, and no names that may be of another order.
+    unnamed = DCTAdamW(parameters(*[(24, 10)] * 3), lr=0.02, rank=4)
+    unnamed.load_state_dict(optimizer.state_dict())
+    assert unnamed.summary()[0].name == "parameter 0 of group 0"
 
 
 @pytest.mark.parametrize("value", [float("nan"), -1.0])
