@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,16 @@ def check_lr(lr: float | Tensor) -> None:
         # Reading a device's number would wait for the device, and a traced or fake one has none.
         if type(lr) is Tensor and lr.device.type == "cpu" and not torch.compiler.is_compiling():
             check_number("lr", lr.item(), low=0)
+
+
+def followed(number: Any) -> Any:
+    """Return a number of a group as a graph compiler follows it where a schedule changes it: as a 0-d tensor.
+
+    Of a float it would make a constant of the graph, and a graph for every value, unless it only multiplies tensors.
+    """
+    if torch.compiler.is_compiling() and isinstance(number, float):
+        return torch.ones((), dtype=torch.float64) * number
+    return number
 
 
 def is_zero_lr(lr: float | Tensor) -> bool:
