@@ -11,6 +11,7 @@ from torch.optim.adamw import adamw
 
 from lowrank_core.ops.standard import Ops
 from lowrank_torch._apply import Dither, write_rounded
+from lowrank_torch._input import followed
 from lowrank_torch._plan import Member
 from lowrank_torch._redistribute import own_rows
 from lowrank_torch._sharding import Sharding, is_sharded, local_gradient, local_of
@@ -94,7 +95,7 @@ def _run(targets: Sequence[_Target], group: Mapping[str, Any]) -> None:
         amsgrad=False,
         beta1=beta1,
         beta2=beta2,
-        lr=group["lr"],
+        lr=followed(group["lr"]),
         weight_decay=group["weight_decay"],
         eps=group["eps"],
         maximize=group["maximize"],

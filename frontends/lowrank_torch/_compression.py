@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lowrank_core import lift, project
 from lowrank_torch._matrices import as_matrices, matrix_views
+from lowrank_torch._wrapped import unwrapped
 
 if TYPE_CHECKING:
     from torch.nn.parallel import DistributedDataParallel
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from lowrank_torch._optimizer import LowRankOptimizer
 
 
-def compressed_gradients(model: DistributedDataParallel, optimizer: LowRankOptimizer) -> None:
+def compressed_gradients(model: DistributedDataParallel, optimizer: Any) -> None:
     """Have a model's gradients averaged on the columns its optimizer keeps, at steps that keep them.
 
     Between refreshes the columns of a fixed basis are the same on every replica, and the step uses a gradient's
@@ -36,13 +37,16 @@ def compressed_gradients(model: DistributedDataParallel, optimizer: LowRankOptim
     model
         A model in `torch.nn.parallel.DistributedDataParallel` that has no communication hook yet.
     optimizer
-        A `DCTAdamW` of its parameters.
+        A `DCTAdamW` of its parameters, or what wraps one, as Accelerate's and Lightning's optimizers do.
 
     Raises
     ------
+    TypeError
+        If ``optimizer`` is another.
     ValueError
         If the options of no group allow it.
     """
+    optimizer = unwrapped(optimizer)
     if not any(_may_project(optimizer, group) for group in optimizer.param_groups):
         raise ValueError(
             "compressed_gradients needs a group with residual='discard', refresh_every above 1 and a fixed basis, got "
@@ -80,24 +84,21 @@ class _Way(NamedTuple):
 
 def _ways(optimizer: LowRankOptimizer, parameters: Sequence[Tensor]) -> list[_Way | None]:
     """Return how each gradient is compressed; ``None`` for those that are not."""
-    ways: dict[Tensor, _Way | None] = {}
-    wanted = set(parameters)
-    for group in optimizer.param_groups:
-        if not _may_project(optimizer, group):
-            continue
-        config = optimizer.check_options(group)
-        for parameter in group["params"]:
-            state = optimizer.state.get(parameter)
-            if parameter in wanted and state and not config.refreshes(state["step"] + 1):
-                ways[parameter] = _way(optimizer, parameter, group, config)
-    return [ways.get(parameter) for parameter in parameters]
+    # One that has never been stepped need not be the optimizer's.
+    return [
+        _way(optimizer, parameter) if optimizer.state.get(parameter) else None
+        for parameter in parameters
+    ]
 
 
-def _way(
-    optimizer: LowRankOptimizer, parameter: Tensor, group: dict[str, Any], config: Any
-) -> _Way | None:
-    plan, state = optimizer.plan_of(parameter, group, config), optimizer.state
-    if plan.uses_adamw:
+def _way(optimizer: LowRankOptimizer, parameter: Tensor) -> _Way | None:
+    place, _ = optimizer.place_of(parameter)
+    group, state = optimizer.param_groups[place], optimizer.state
+    if not _may_project(optimizer, group):
+        return None
+    config = optimizer.check_options(group)
+    plan = optimizer.plan_of(parameter, group, config)
+    if plan.uses_adamw or config.refreshes(state[parameter]["step"] + 1):
         return None
     to_columns, back = [], []
     for number, shape in enumerate(plan.matrices):

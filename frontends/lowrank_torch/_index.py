@@ -56,9 +56,10 @@ def stream_of(group: Mapping[str, Any], place: int, index: int) -> int:
     and of its place where it has none.
     """
     names = group.get("param_names")
-    if names is None or is_place_name(names[index], place, index):
+    name = None if names is None else str(names[index])
+    if name is None or is_place_name(name, place, index):
         return (place << 16) + index
-    return _stream_of_name(names[index])
+    return _stream_of_name(name)
 
 
 @functools.lru_cache(maxsize=2**16)

@@ -23,6 +23,16 @@ def check_lr(lr: float | Tensor) -> None:
             check_number("lr", lr.item(), low=0)
 
 
+def followed(number: Any) -> Any:
+    """Return a number of a group as a graph compiler follows it where a schedule changes it: as a 0-d tensor.
+
+    Of a float it would make a constant of the graph, and a graph for every value, unless it only multiplies tensors.
+    """
+    if torch.compiler.is_compiling() and isinstance(number, float):
+        return torch.ones((), dtype=torch.float64) * number
+    return number
+
+
 def is_zero_lr(lr: float | Tensor) -> bool:
     """Return whether ``lr`` is a zero that the host can read.
 

@@ -52,7 +52,7 @@ def as_own(groups: Sequence[Mapping[str, Any]], state_dict: Mapping[str, Any]) -
 
 def _names(group: Mapping[str, Any], place: int) -> list[tuple[str, ...]] | None:
     """Return the names of a group's parameters without those of wrappers; ``None`` where it has none to go by."""
-    names = group.get("param_names")
+    names = [str(name) for name in group.get("param_names", ())]
     if not names or any(is_place_name(name, place, index) for index, name in enumerate(names)):
         return None
     plain = [plain_path(name) for name in names]

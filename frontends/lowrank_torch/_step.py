@@ -16,6 +16,7 @@ from lowrank_core.rules.reductions import Steps, run, run_parts
 from lowrank_core.rules.rule import MatrixStep, Rule
 from lowrank_torch._apply import Dither, Write, apply_update
 from lowrank_torch._collectives import ShardedSteps, all_reduced
+from lowrank_torch._input import followed
 from lowrank_torch._matrices import as_matrices, matrix_views, write_matrices
 from lowrank_torch._plan import BoundMatrices, Member, Plan
 from lowrank_torch._redistribute import redistribution
@@ -170,7 +171,7 @@ def _step_shards(
 def _write_of(stack: Stack, number: int, ops: Ops) -> Write:
     """Return how updates of stack ``number`` of matrices are written."""
     group = stack.group
-    lr, weight_decay = group["lr"], group["weight_decay"]
+    lr, weight_decay = followed(group["lr"]), group["weight_decay"]
     if group["maximize"]:
         # Every rule is odd in the gradient, so going up is going down with the sign turned.
         lr, weight_decay = -lr, -weight_decay

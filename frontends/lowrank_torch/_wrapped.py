@@ -69,8 +69,9 @@ def refuse_late_averaging(parameters: Iterable[Tensor], function: str) -> Remova
         if any(id(parameter) in ours for parameter in model.parameters()):
             raise NotImplementedError(
                 f"{function} needs averaged gradients, which {type(model).__name__} has at the end of backward only, "
-                "when it holds those of all layers; call optimizer.step() after backward there, or shard with "
-                "torch.distributed.fsdp.fully_shard, whose hooks come after the averaging"
+                "when it holds those of all layers; call optimizer.step() after backward there (compressed_gradients "
+                "averages coefficients alone), or shard with torch.distributed.fsdp.fully_shard, whose hooks come "
+                "after the averaging"
             )
 
     # No wrapper is made without process groups; a look at all objects costs a tenth of a second.

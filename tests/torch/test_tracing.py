@@ -103,6 +103,27 @@ def test_compiled_step_is_not_compiled_anew(compiler, bias_correction):
     assert graphs[6] == graphs[-1] > 0
 
 
+@compiles
+@pytest.mark.parametrize("kind", [DCTAdamW, Trion])
+def test_a_schedule_of_a_plain_rate_compiles_nothing_anew(compiler, kind):
+    # A matrix and what gets AdamW; this backend makes constants of numbers as Inductor does.
+    given = parameters((24, 10), (5,))
+    plain = copies(given)
+    optimizer, reference = (kind(own, lr=0.02, rank=3) for own in (given, plain))
+    step = compiler(optimizer.step, backend="aot_eager", fullgraph=True)
+    graphs = []
+    for number in range(6):
+        for one in (optimizer, reference):
+            one.param_groups[0]["lr"] = 0.02 / (number + 1)
+        set_gradients(given, number)
+        step()
+        train(reference, plain, 1, start=number)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[2] == graphs[-1] > 0
+    for found, wanted in zip(given, plain, strict=True):
+        assert_close(found.detach(), wanted.detach(), xp=torch, dtype="float32", kind="trajectory")
+
+
 @pytest.mark.parametrize("method", ["matmul", "fft"])
 @pytest.mark.parametrize("bias_correction", ["step", "column"])
 def test_step_on_fake_tensors_reads_no_value(method, bias_correction):
