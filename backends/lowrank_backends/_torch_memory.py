@@ -41,7 +41,7 @@ class Scratch:
         wanted = np.dtype(_NUMPY[dtype])
         size = int(np.prod(shape)) * wanted.itemsize
         if size < _LARGE:
-            return empty(shape, dtype)
+            return torch.from_numpy(np.empty(tuple(shape), wanted))
         try:
             memory = self._kept.popleft()
         except IndexError:

@@ -51,6 +51,9 @@ class TorchOps(StandardOps[Tensor]):
         ),
     )
 
+    # What PyTorch itself has under another name.
+    astype = staticmethod(Tensor.to)  # type: ignore[assignment]  # it takes more than is asked for
+    copy = staticmethod(Tensor.clone)  # type: ignore[assignment]  # so does this
     num_threads = staticmethod(num_threads)
     for_each = staticmethod(for_each)
 
@@ -62,14 +65,6 @@ class TorchOps(StandardOps[Tensor]):
         if reuse_memory and _BY_BLOCKS:
             own._scratch = _torch_memory.Scratch()
         return own
-
-    def astype(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return ``x`` as ``dtype``, without a copy where none is needed."""
-        return x.to(dtype)
-
-    def copy(self, x: Tensor) -> Tensor:
-        """Return a tensor with the numbers of ``x`` in memory of its own."""
-        return x.clone()
 
     def is_readable(self, x: Tensor) -> bool:
         """Return whether ``x`` has numbers in the CPU's memory and nobody records what is done with them."""
@@ -239,7 +234,7 @@ def _is_recorded() -> bool:
         or forward_ad._current_level >= 0  # dual tensors
         or torch._C._get_tracing_state() is not None  # TorchScript
         or torch._C._len_torch_dispatch_stack() > 0  # make_fx, counters of operations
-        or _has_function_mode()
+        or (torch._C._len_torch_function_stack() > 0 and _has_function_mode())
     )
 
 

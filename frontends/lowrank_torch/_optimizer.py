@@ -226,7 +226,7 @@ class LowRankOptimizer(Optimizer):
 
     def _step_here(self, schedule: Schedule, members: Mapping[Place, Member]) -> None:
         """Step parameters that need no other process, small stacks of them side by side."""
-        ops, stacks, small = self._ops, schedule.stacks_of(members), []
+        ops, stacks, small = self._ops, list(schedule.stacks_of(members)), []
         if 2 * schedule.small > ops.num_threads():
             # Or most threads would have nothing to do: then better that each step is divided.
             small = [stack for stack in stacks if stack.is_small]

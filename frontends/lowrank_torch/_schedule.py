@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -69,12 +69,10 @@ class Schedule:
             self._stacks.append((stack, [member.place for member in own]))
             self.small += small
 
-    def stacks_of(self, members: Mapping[Place, Member]) -> list[Stack]:
-        """Return the stacks, made of these members."""
-        return [
-            stack._replace(members=[*map(members.__getitem__, places)])
-            for stack, places in self._stacks
-        ]
+    def stacks_of(self, members: Mapping[Place, Member]) -> Iterator[Stack]:
+        """Yield the stacks, made of these members."""
+        for stack, places in self._stacks:
+            yield stack._replace(members=[*map(members.__getitem__, places)])
 
 
 def grouped(

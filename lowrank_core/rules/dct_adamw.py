@@ -75,7 +75,7 @@ def dct_adamw_steps(
     # the whole matrix instead: there is nothing to add up.
     S: Any = None
     columns: Any = None
-    if not config.stored:
+    if matrix.basis is not None:
         if refresh or config.transforms_every_step:
             # Of A and S, as large as the matrix, S alone is held while the sum is waited for: A is made anew of G.
             S = matrix.basis.transform_scored(

@@ -161,7 +161,7 @@ class DCTAdamWConfig:
     @property
     def transforms_every_step(self) -> bool:
         """Whether every step needs all coefficients, not only a step that chooses columns."""
-        return not self.stored and self.residual in ("scaled", "normalized")
+        return self.residual in ("scaled", "normalized") and not self.stored
 
     def block_multiple(self, axis: int) -> int:
         """Return the multiples at which parts of the rows of matrices begin whose codes are their own."""
