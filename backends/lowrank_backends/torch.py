@@ -203,7 +203,11 @@ class TorchOps(StandardOps[Tensor]):
 
     def constant(self, key: Hashable, build: Callable[[], Tensor]) -> Tensor:
         """Return the shared constant, made anew inside a trace: a tensor of one trace is no good to another."""
-        if _is_traced():
+        if (
+            torch.compiler.is_compiling()
+            or torch._C._get_tracing_state() is not None  # TorchScript
+            or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+        ):
             return build()
         # An inference tensor would be of no use to a later caller that follows gradients.
         with torch.inference_mode(False), torch.no_grad():
@@ -244,15 +248,6 @@ def _has_function_mode() -> bool:
         if type(torch._C._get_function_stack_at(place)) is not DeviceContext:
             return True
     return False
-
-
-def _is_traced() -> bool:
-    """Return whether operations become a graph, of which constants are to be a part."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
-    )
 
 
 def _blocks(x: Tensor, dim: int) -> Iterator[slice]:
