@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from lowrank_torch import DCTAdamW, Trion, compressed_gradients, matrix_groups
+from lowrank_torch import DCTAdamW, Trion, compressed_gradients, matrix_groups, step_in_backward
 from sharded_torch import whole
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
@@ -174,6 +174,24 @@ def saved_and_done(saved: Path, ways: list[str], kinds: list[type]) -> dict[Any,
     found["shares"] = shares(kinds)
     for shared in (False, True):
         found["compressed", shared] = compressed(shared)
+    for kind in kinds:
+        found["hooked", kind] = hooked(kind)
+    return found
+
+
+def hooked(kind: type) -> list[dict[str, Any]]:
+    """What a model of sharded rows came to by steps after backward, and by steps in it."""
+    found = []
+    for early in (False, True):
+        model, optimizer = prepared("rows", kind)
+        if early:
+            step_in_backward(optimizer)
+        for step in range(4):
+            words = batches("rows", step)[0]
+            nn.functional.cross_entropy(model(words), (3 * words + 1) % WORDS).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        found.append(outcome(model, optimizer))
     return found
 
 

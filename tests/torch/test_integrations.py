@@ -5,7 +5,7 @@ import logging
 
 import pytest
 import torch
-from lowrank_torch import DCTAdamW, Trion, for_trainer, matrix_groups
+from lowrank_torch import DCTAdamW, Trion, for_trainer, matrix_groups, step_in_backward
 from model_libraries import import_timm, import_torchvision
 from torch import nn
 
@@ -160,6 +160,67 @@ def test_accelerate_accumulates_clips_and_resumes_as_a_plain_loop(optimizer, tmp
             wrapped.step()
             wrapped.zero_grad()
     same(accelerator.unwrap_model(model), plain)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_steps_in_backward_take_what_accelerate_has_prepared(optimizer):
+    accelerate = pytest.importorskip("accelerate")
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
+    plain, model = net(), net()
+    own = optimizer.for_model(plain, lr=0.01, rank=8)
+    model, wrapped = accelerator.prepare(model, optimizer.for_model(model, lr=0.01, rank=8))
+    step_in_backward(wrapped)
+    for tokens in batches(2):
+        accelerator.backward(loss_of(model, tokens) * 2)
+        wrapped.step()
+        wrapped.zero_grad()
+        loss_of(plain, tokens).backward()
+        own.step()
+        own.zero_grad()
+    for found, wanted in zip(model.parameters(), plain.parameters(), strict=True):
+        # One by one and together, parameters are rounded in other ways.
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+    first, second = batches(2)
+    with accelerator.accumulate(model):
+        accelerator.backward(loss_of(model, first))
+        wrapped.step()
+        wrapped.zero_grad()
+    with accelerator.accumulate(model), pytest.raises(RuntimeError, match="accumulation_steps=1"):
+        accelerator.backward(loss_of(model, second))
+
+
+def test_hooks_take_what_lightning_has_wrapped():
+    pytest.importorskip("lightning")
+    wrappers = [
+        importlib.import_module("lightning.pytorch.core.optimizer").LightningOptimizer,
+        importlib.import_module("lightning.fabric.wrappers")._FabricOptimizer,
+    ]
+    for arguments in ((), (None,)):
+        model = net()
+        optimizer = DCTAdamW.for_model(model, lr=0.01, rank=8)
+        wrapped = wrappers[len(arguments)](optimizer, *arguments)
+        with step_in_backward(wrapped):
+            loss_of(model, batches(1)[0]).backward()
+        assert all(p.grad is None for p in model.parameters())
+        assert all(int(optimizer.state[p]["step"]) == 1 for p in model.parameters())
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_lightning_unfreezes_a_backbone(optimizer):
+    lightning = pytest.importorskip("lightning")
+    callback = importlib.import_module("lightning.pytorch.callbacks").BackboneFinetuning
+    model = net()
+    for parameter in model.up.parameters():
+        parameter.requires_grad_(False)
+    made = optimizer.for_model(model, lr=0.01, rank=8)
+    count = len(made.param_groups)
+    callback.unfreeze_and_add_param_group(model.up, made, train_bn=True)
+    assert len(made.param_groups) == count + 1
+    before = model.up.weight.detach().clone()
+    loss_of(model, batches(1)[0]).backward()
+    made.step()
+    assert not torch.equal(model.up.weight, before)
+    assert lightning.__version__
 
 
 def lightning_module(lightning, optimizer):

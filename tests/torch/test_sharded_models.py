@@ -115,6 +115,13 @@ def test_compressed_gradients_change_no_trajectory(shared, four):
         check(process["compressed", shared], outcome(base, optimizer))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_steps_in_backward_come_after_averages_of_sharded_rows(kind, four):
+    for process in four:
+        plain, early = process["hooked", kind]
+        check(early, plain)
+
+
 def test_compressed_gradients_move_a_fifth(four):
     whole = 4 * 64 * 64
     for process in four:
