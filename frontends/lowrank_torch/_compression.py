@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,7 +11,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lowrank_core import lift, project
+from lowrank_core.subspace.empty import columns_of
 from lowrank_torch._matrices import as_matrices, matrix_views
+from lowrank_torch._plan import Plan
 
 if TYPE_CHECKING:
     from torch.nn.parallel import DistributedDataParallel
@@ -88,25 +90,23 @@ def _ways(optimizer: LowRankOptimizer, parameters: Sequence[Tensor]) -> list[_Wa
         config = optimizer.check_options(group)
         for parameter in group["params"]:
             state = optimizer.state.get(parameter)
-            if parameter in wanted and state and not config.refreshes(state["step"] + 1):
-                ways[parameter] = _way(optimizer, parameter, group, config)
+            if parameter not in wanted or not state:
+                continue
+            plan = optimizer.plan_of(parameter, group, config)
+            if not plan.uses_adamw and not optimizer.chooses_next(parameter, group, config):
+                ways[parameter] = _way(state, plan, config)
     return [ways.get(parameter) for parameter in parameters]
 
 
-def _way(
-    optimizer: LowRankOptimizer, parameter: Tensor, group: dict[str, Any], config: Any
-) -> _Way | None:
-    plan, state = optimizer.plan_of(parameter, group, config), optimizer.state
-    if plan.uses_adamw:
-        return None
+def _way(state: Mapping[str, Any], plan: Plan, config: Any) -> _Way:
     to_columns, back = [], []
     for number, shape in enumerate(plan.matrices):
         layout = plan.fitted(config, number).layout(shape)
-        indices = state[parameter][plan.key("indices", number)]
+        indices: Any = columns_of(state[plan.key("indices", number)], layout.size)
         how = {"axis": layout.axis, "basis": config.basis, "method": config.method}
         to_columns.append(partial(_on, project, indices, **how))
         back.append(partial(_on, lift, indices, size=layout.size, **how))
-    return _Way(plan.matrices, group["batch_dims"], group["transposed"], to_columns, back)
+    return _Way(plan.matrices, plan.batch_dims, plan.transposed, to_columns, back)
 
 
 def _on(function: Callable[..., Any], indices: Tensor, x: Tensor, **how: Any) -> Tensor:

@@ -62,7 +62,8 @@ class Schedule:
             self.adamw.append((group, own, sharding))
         for plan, own in grouped(matrices, group, config, self._rule):
             bound = planner.bound(plan, config, own[0].parameter.device)
-            stack = Stack(own, plan, bound, self._rule, group, _held_bytes(own, plan.sharding))
+            held = _held_bytes(own, plan.sharding)
+            stack = Stack(own, plan, bound, self._rule, group, held, set())
             self.stacks.append(stack)
             (self.small if stack.is_small else self.large).append(stack)
 
