@@ -116,6 +116,7 @@ class LowRankOptimizer(Optimizer):
             check_group_keys(param_group.keys() - BOOKKEEPING, self.defaults)
             self.check_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
+        self._options.make_plain(self.param_groups[-1])
         try:
             self._check_parameters(self.param_groups[-1])
         except (NotImplementedError, ValueError):
