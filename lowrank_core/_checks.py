@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from numbers import Integral, Real
+from typing import Any
 
 from lowrank_core._typing import Array, Namespace
 
@@ -35,8 +36,10 @@ def check_number(
 ) -> None:
     """Raise unless a host number lies in ``[low, high)`` (``(low, high)`` without ``include_low``).
 
-    Arrays pass unseen: they may be traced, and reading one would force its value to the host.
+    Arrays of other libraries than NumPy pass unseen: they may be traced, and reading one would force its value to the
+    host.
     """
+    value = plain_number(name, value)
     if isinstance(value, bool) or not (isinstance(value, Real) or hasattr(value, "dtype")):
         raise TypeError(f"{name} must be a number, got {value!r}")
     if not isinstance(value, Real):
@@ -50,6 +53,32 @@ def check_number(
         else:
             rule += f" and less than {high:g}"
         raise ValueError(f"{name} must be {rule}, got {value!r}")
+
+
+def plain_number(name: str, value: Any) -> Any:
+    """Return a number of NumPy or another kind, a scalar or a 0-d array, as Python's ``int`` or ``float``.
+
+    Arrays of other libraries are returned as they are: they may be traced, or far from the host. So is what is no
+    number.
+
+    Raises
+    ------
+    ValueError
+        For a NumPy array that is not 0-d.
+    TypeError
+        For one of no real numbers.
+    """
+    if type(value) in (int, float, bool):
+        return value
+    if hasattr(value, "__array_interface__"):
+        if value.ndim:
+            raise ValueError(f"{name} must be a single number, got an array of shape {value.shape}")
+        if value.dtype.kind not in "iuf":
+            raise TypeError(f"{name} must be a number, got {value!r}")
+        return int(value) if value.dtype.kind in "iu" else float(value)
+    if isinstance(value, Real):
+        return int(value) if isinstance(value, Integral) else float(value)
+    return value
 
 
 def check_integer(name: str, value: object, *, low: int) -> int:
@@ -70,9 +99,11 @@ def check_betas(betas: object) -> None:
 
 
 def check_floating(name: str, x: Array, xp: Namespace) -> None:
-    """Raise ``TypeError`` unless ``x`` holds real floating-point numbers."""
+    """Raise ``TypeError`` unless ``x`` holds real floating-point numbers, none wider than float64."""
     if not xp.isdtype(x.dtype, "real floating"):
         raise TypeError(f"{name} must be of a real floating-point dtype, got {x.dtype}")
+    if xp.finfo(x.dtype).bits > 64:
+        raise TypeError(f"{name} must be of float64 or a narrower dtype, got {x.dtype}")
 
 
 def check_matrix(name: str, x: Array, xp: Namespace) -> None:

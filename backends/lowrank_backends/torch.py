@@ -152,8 +152,10 @@ class TorchOps(StandardOps[Tensor]):
     def add_signs(self, x: Tensor, gradient: Tensor, kept: Tensor, scale: Scalar) -> Tensor:
         """Return ``x + scale * sign(gradient - kept)`` in the memory of ``x``."""
         # PyTorch's sign of NaN is zero, the array API's NaN; where the gradient is NaN, `x` is too.
-        if isinstance(scale, Tensor) or x.requires_grad:
+        if x.requires_grad or (isinstance(scale, Tensor) and scale.requires_grad):
             return super().add_signs(x, gradient, kept, scale)
+        if isinstance(scale, Tensor):
+            return x.addcmul_(kept.sub_(gradient).sign_(), scale.to(x.dtype), value=-1)
         return x.sub_(kept.sub_(gradient).sign_(), alpha=float(scale))
 
     def take(self, x: Tensor, indices: Tensor, *, axis: int) -> Tensor:

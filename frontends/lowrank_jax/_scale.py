@@ -151,10 +151,13 @@ def _step(rule: Rule, matrix: _Matrix, gradient: jax.Array, state: Any) -> tuple
     weight = matrix.axes.to_matrix(gradient)
     bound = bind(config, matrix.shape, ops, ops.device_of(weight))
 
-    def step(refresh: bool) -> Any:
-        return run(rule.steps(weight, state, bound, refresh))
+    def step(due: Any) -> Any:
+        return run(rule.steps(weight, state, bound, due))
 
-    refresh = config.refreshes(state.step + 1)
-    update, after = ops.cond(refresh, lambda: step(True), lambda: step(False))
+    due = rule.due(state, bound)
+    if due is True:
+        update, after = step(True)
+    else:
+        update, after = ops.cond(jnp.any(due), lambda: step(due), lambda: step(False))
     full: Any = materialize(update, ops=ops)
     return matrix.axes.from_matrix(full, gradient.shape), after

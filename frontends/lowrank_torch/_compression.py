@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lowrank_core import lift, project
+from lowrank_core.subspace.empty import columns_of
 from lowrank_torch._matrices import as_matrices, matrix_views
 from lowrank_torch._wrapped import unwrapped
 
@@ -93,21 +94,21 @@ def _ways(optimizer: LowRankOptimizer, parameters: Sequence[Tensor]) -> list[_Wa
 
 def _way(optimizer: LowRankOptimizer, parameter: Tensor) -> _Way | None:
     place, _ = optimizer.place_of(parameter)
-    group, state = optimizer.param_groups[place], optimizer.state
+    group, state = optimizer.param_groups[place], optimizer.state[parameter]
     if not _may_project(optimizer, group):
         return None
     config = optimizer.check_options(group)
     plan = optimizer.plan_of(parameter, group, config)
-    if plan.uses_adamw or config.refreshes(state[parameter]["step"] + 1):
+    if plan.uses_adamw or optimizer.chooses_next(parameter, group, config):
         return None
     to_columns, back = [], []
     for number, shape in enumerate(plan.matrices):
         layout = plan.fitted(config, number).layout(shape)
-        indices = state[parameter][plan.key("indices", number)]
+        indices: Any = columns_of(state[plan.key("indices", number)], layout.size)
         how = {"axis": layout.axis, "basis": config.basis, "method": config.method}
         to_columns.append(partial(_on, project, indices, **how))
         back.append(partial(_on, lift, indices, size=layout.size, **how))
-    return _Way(plan.matrices, group["batch_dims"], group["transposed"], to_columns, back)
+    return _Way(plan.matrices, plan.batch_dims, plan.transposed, to_columns, back)
 
 
 def _on(function: Callable[..., Any], indices: Tensor, x: Tensor, **how: Any) -> Tensor:

@@ -8,8 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lowrank_core import _checks
 from lowrank_core._checks import check_number
 from lowrank_torch._sharding import is_flat
+
+
+def plain_number(name: str, value: Any) -> Any:
+    """Return a number, or a 0-d array of any library but PyTorch, as Python's own; a tensor as it is.
+
+    PyTorch's functions take no other numbers, and would say so when some parameters had been stepped.
+    """
+    if isinstance(value, Tensor):
+        return value
+    plain = _checks.plain_number(name, value)
+    if hasattr(plain, "dtype") and hasattr(plain, "item"):
+        plain = plain.item()
+    return plain
 
 
 def check_lr(lr: float | Tensor) -> None:

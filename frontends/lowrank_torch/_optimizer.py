@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from lowrank_core import ops_for_namespace
 from lowrank_core._checks import check_known
@@ -32,7 +33,7 @@ from lowrank_torch._projected import ProjectedGradient, keep
 from lowrank_torch._redistribute import gather_rows
 from lowrank_torch._report import ParameterSummary, summarize
 from lowrank_torch._schedule import Schedule
-from lowrank_torch._state import make_state, place_state
+from lowrank_torch._state import chooses_next, make_state, place_state
 from lowrank_torch._step import Projection, step_here, step_sharded
 
 #: Parameters, by their places: for each of some groups, its place and the places of parameters in it.
@@ -105,6 +106,7 @@ class LowRankOptimizer(Optimizer):
         ops = ops_for_namespace(torch)
         self._ops = ops.with_constants(Constants(), reuse_memory=self._reuses_memory)
         self._options = GroupOptions(self.rule)
+        self._decided: MutableMapping[Tensor, int] = WeakTensorKeyDictionary()
         self._planner = Planner(self._options, self._whole_ranks, self._process_group, self._ops)
         self._schedules: dict[Chosen, Schedule] = {}
         self._index = ParameterIndex()
@@ -125,6 +127,7 @@ class LowRankOptimizer(Optimizer):
             named = name_alike(self.param_groups, param_group)
         try:
             super().add_param_group(param_group)
+            self._options.make_plain(self.param_groups[-1])
             self._check_parameters(self.param_groups[-1])
         except (NotImplementedError, TypeError, ValueError):
             del self.param_groups[count:]
@@ -279,11 +282,29 @@ class LowRankOptimizer(Optimizer):
         plan = self.plan_of(parameter, group, config)
         if plan.uses_adamw or plan.sharding or not state or self.rule.project is None:
             return
-        if not config.projects or config.refreshes(state["step"] + 1):
+        if not config.projects:
+            return
+        if self.chooses_next(parameter, group, config):
             return
         bound = self._planner.bound(plan, config, parameter.device)
         project = Projection(state, plan, bound, self.rule)
         keep(parameter, project, parameter_name(group, place, index))
+
+    def chooses_next(self, parameter: Tensor, group: Mapping[str, Any], config: Any) -> bool:
+        """Return whether the next step of a parameter that has state chooses columns, and needs its whole gradient."""
+        state = self.state[parameter]
+        step: int = state["step"]
+        if config.refreshes(step + 1):
+            return True
+        if self._decided.get(parameter, step + 1) <= step:
+            return False
+        plan = self.plan_of(parameter, group, config)
+        matrices = self._planner.bound(plan, config, parameter.device)
+        if chooses_next(state, matrices, self.rule):
+            return True
+        # Known from now on, so that a device is not waited for at every step.
+        self._decided[parameter] = step
+        return False
 
     def drop_projected(self) -> None:
         """Forget what is kept of gradients as coefficients: it has been used, or the columns are others now."""

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
 
-from lowrank_core._checks import check_choice, check_number
+from lowrank_core._checks import check_betas, check_choice, check_number
 from lowrank_core.ops.precision import dtype_name
-from lowrank_core.rules.options import structural_options
+from lowrank_core.rules.options import number_options, structural_options
 from lowrank_core.rules.rule import Rule
-from lowrank_torch._input import check_lr
+from lowrank_torch._input import check_lr, plain_number
 from lowrank_torch._matrices import SHAPE_OPTIONS, check_shape_options
 
 #: Keys of a group that are no options: what PyTorch and its schedulers keep there.
@@ -41,9 +41,10 @@ class GroupOptions:
         self._fields = dataclasses.fields(rule.config)
         self._names = tuple(field.name for field in self._fields)
         # What a configuration is made of and checked for: all but the numbers that schedules change.
-        self._watched = tuple(self.defaults())
+        self._watched = tuple(dict.fromkeys((*self.defaults(), "betas", "eps")))
         #: The options that a state is made for, as opposed to numbers that may change in a run.
         self.structural = ("algorithm", *SHAPE_OPTIONS, *structural_options(rule.config))
+        self._numbers = ("lr", "weight_decay", "betas", "eps", *number_options(rule.config))
         # The last configuration of each group, between the values it was made of and the numbers that are none of it.
         self._known: dict[int, tuple[tuple[Any, ...], Any, Any, Any]] = {}
 
@@ -55,15 +56,30 @@ class GroupOptions:
 
     def check(self, group: Mapping[str, Any]) -> Any:
         """Return the core's configuration of a group, every option checked."""
+        group = dict(group)
+        self.make_plain(group)
         check_choice("algorithm", group["algorithm"], (self.rule.name, "adamw"))
         check_choice("maximize", group["maximize"], (False, True))
         check_choice("stochastic_rounding", group["stochastic_rounding"], (False, True))
         check_choice("foreach", group["foreach"], (False, True))
         check_shape_options(group)
         self._check_numbers(group)
+        check_number("eps", group["eps"], low=0)
+        check_betas(group["betas"])
         return self.rule.config(**{name: group[name] for name in self._names})
 
-    def config_of(self, group: Mapping[str, Any]) -> Any:
+    def make_plain(self, group: MutableMapping[str, Any]) -> None:
+        """Give a group Python's own numbers in the place of others."""
+        for name in self._numbers:
+            value = group.get(name)
+            if isinstance(value, (tuple, list)):
+                plain = tuple(plain_number(f"{name}[{i}]", one) for i, one in enumerate(value))
+                if any(map(operator.is_not, plain, value)):
+                    group[name] = plain
+            elif (plain := plain_number(name, value)) is not value:
+                group[name] = plain
+
+    def config_of(self, group: MutableMapping[str, Any]) -> Any:
         """Return what `check` does; of a group whose options are the same objects as before, what it returned then.
 
         The numbers that schedules change are checked at every step.
@@ -72,17 +88,20 @@ class GroupOptions:
         lr, weight_decay = group["lr"], group["weight_decay"]
         known = self._known.get(id(group))
         if known is None or not all(map(operator.is_, known[0], values)):
+            self.make_plain(group)
+            values = tuple(map(group.__getitem__, self._watched))
             config = self.check(group)
         else:
             config = known[1]
             # Of what are the same numbers there is nothing new to check; a tensor may hold another.
             if lr is known[2] and type(lr) is float and weight_decay is known[3]:
                 return config
+            self.make_plain(group)
             self._check_numbers(group)
             if torch.compiler.is_compiling():
                 # It would compile every step anew for the rate that is remembered.
                 return config
-        self._known[id(group)] = values, config, lr, weight_decay
+        self._known[id(group)] = values, config, group["lr"], group["weight_decay"]
         return config
 
     def structure(self, group: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -65,7 +65,7 @@ class Schedule:
             parameter, held = own[0].parameter, _held_bytes(own, plan.sharding)
             small = is_plain(parameter) and len(own) * parameter.numel() <= SMALL_STACK
             bound = planner.bound(plan, config, parameter.device)
-            stack = Stack((), plan, bound, self._rule, group, small, held)
+            stack = Stack((), plan, bound, self._rule, group, small, held, set())
             self._stacks.append((stack, [member.place for member in own]))
             self.small += small
 

@@ -69,6 +69,12 @@ def state_of(entries: Mapping[str, Any], bound: BoundMatrices, rule: Rule) -> An
     return rule.state(entries["step"], **arrays)
 
 
+def chooses_next(entries: Mapping[str, Any], matrices: Sequence[BoundMatrices], rule: Rule) -> bool:
+    """Return whether the next step chooses columns for any matrix of a parameter; reads its state."""
+    due = (rule.due(state_of(entries, bound, rule), bound.step) for bound in matrices)
+    return any(one is True or bool(one.any()) for one in due)
+
+
 def stacked(states: Sequence[Any], batch: Sequence[int]) -> Any:
     """Return states of stacks of matrices, each with leading dimensions ``batch``, as one state of them all."""
     first = states[0]

@@ -14,6 +14,7 @@ from lowrank_core.layout import cut_rows, with_side_of
 from lowrank_core.ops.standard import Ops
 from lowrank_core.rules.reductions import Steps, run, run_parts
 from lowrank_core.rules.rule import MatrixStep, Rule
+from lowrank_core.subspace.empty import as_chosen
 from lowrank_torch._apply import Dither, Write, apply_update
 from lowrank_torch._collectives import ShardedSteps, all_reduced
 from lowrank_torch._input import followed
@@ -43,6 +44,8 @@ class Stack(NamedTuple):
     is_small: bool
     #: About how many bytes a step holds while it waits for other ranks, the same number on every rank.
     held_bytes: int
+    #: The stacks of matrices, by number, that are known to have columns chosen for every matrix.
+    decided: set[int] | None = None
 
 
 def is_plain(parameter: Tensor) -> bool:
@@ -122,10 +125,10 @@ def _step_matrices(
     matrix, rule = bound.step, stack.rule
     states = [state_of(member.state, bound, rule) for member in stack.members]
     write = _write_of(stack, bound.number, ops)
-    refresh = bool(matrix.config.refreshes(states[0].step + 1))
+    due = _due(stack, bound, states)
     if (length := _rows_per_part(stack, matrix, ops)) < matrix.layout.rows:
         parts = _parts(targets[0], gradient, states[0], matrix, length)
-        steps = [_step_part(part, matrix, rule, refresh, write) for part in parts]
+        steps = [_step_part(part, matrix, rule, due, write) for part in parts]
         kept = run_parts(steps, ops.for_each)
         # What is not cut is the same in all; what is has been written in place.
         cut = parts[0].state_views
@@ -136,10 +139,12 @@ def _step_matrices(
         # A tensor it follows; whether to refresh is the one thing that two graphs are for. `int` keeps the number among
         # the graph's inputs: the counts of a stack were compared, and of those that are equal it keeps what is used.
         before = before._replace(step=torch.tensor(int(before.step), device=gradient.device))
+        # See `_due`.
+        before = as_chosen(before, matrix.layout.size, ops)
     if stack.members[0].projected is not None:
         update, after = rule.step_projected(gradient, before, matrix)  # type: ignore[misc]
     else:
-        update, after = run(rule.steps(gradient, before, matrix, refresh))
+        update, after = run(rule.steps(gradient, before, matrix, due))
     apply_update(targets, update, write)
     return unstacked(after, states)
 
@@ -155,17 +160,37 @@ def _step_shards(
     matrix, rule = bound.step, stack.rule
     states = [state_of(member.state, bound, rule) for member in stack.members]
     write = _write_of(stack, bound.number, ops)
-    refresh = bool(matrix.config.refreshes(states[0].step + 1))
+    due = _due(stack, bound, states)
     around = redistribution(stack.plan, bound.number, matrix.layout.axis)
     shard = yield from around.to_compute(gradient)
     before = stacked(states, matrix.layout.batch)
-    steps = rule.steps(shard, before, matrix, refresh)
+    steps = rule.steps(shard, before, matrix, due)
     if matrix.in_parts:
         update, after = yield from all_reduced(steps, around.sharding.group)
     else:
         update, after = run(steps)
     yield from around.write(targets, update, gradient, write)
     return unstacked(after, states)
+
+
+def _due(stack: Stack, bound: BoundMatrices, states: Sequence[Any]) -> Any:
+    """Return whether a step chooses columns: a host boolean, or booleans that say of which matrices.
+
+    Whether there are matrices for which none were chosen yet is read until there are none, and not at every step: where
+    the numbers are a device's, the host waits for them.
+    """
+    if bool(bound.step.config.refreshes(states[0].step + 1)):
+        return True
+    if stack.decided is None or bound.number in stack.decided or torch.compiler.is_compiling():
+        # A graph cannot branch on what it computes: compiled, columns are chosen when they are due.
+        return False
+    masks = [stack.rule.due(state, bound.step) for state in states]
+    due = masks[0] if len(masks) == 1 else torch.stack(masks)
+    fake = type(due) is not Tensor or due.device.type == "meta"
+    if fake or bool(due.any()):
+        return due
+    stack.decided.add(bound.number)
+    return False
 
 
 def _write_of(stack: Stack, number: int, ops: Ops) -> Write:
@@ -273,10 +298,10 @@ def _parts(
 
 
 def _step_part(
-    part: _Part, matrix: MatrixStep[Any], rule: Rule, refresh: bool, write: Write
+    part: _Part, matrix: MatrixStep[Any], rule: Rule, due: Any, write: Write
 ) -> Steps[Any]:
     """Step some rows of a matrix; they stay with one thread from their coefficients to parameter and state."""
-    update, new = yield from rule.steps(part.gradient, part.state, matrix, refresh)
+    update, new = yield from rule.steps(part.gradient, part.state, matrix, due)
     apply_update([part.target], update, write)
     for name, own in part.state_views.items():
         own.copy_(getattr(new, name))

@@ -31,8 +31,12 @@ def as_dtype(argument: str, dtype: Any, xp: Namespace) -> DType:
 
 
 def compute_dtype(dtype: DType, xp: Namespace) -> DType:
-    """Return the dtype to compute in: float64 for float64, float32 for anything narrower."""
-    return xp.float64 if dtype == xp.float64 else xp.float32
+    """Return the dtype to compute in: float64 for float64 of any byte order, float32 for anything narrower."""
+    if dtype == xp.float32:
+        return xp.float32
+    if dtype == xp.float64 or dtype_name(dtype) == "float64":
+        return xp.float64
+    return xp.float32
 
 
 def compute_dtype_name(dtype: Any) -> str:

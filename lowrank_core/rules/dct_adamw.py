@@ -28,6 +28,7 @@ from lowrank_core.ops.registry import ops_for, ops_for_namespace
 from lowrank_core.ops.standard import Ops
 from lowrank_core.rules.dct_adamw_columns import (
     ColumnSelection,
+    columns_due,
     compute_vectors,
     select,
 )
@@ -36,6 +37,7 @@ from lowrank_core.rules.reductions import Steps, Sum, run
 from lowrank_core.rules.residuals import DEFAULT_SCALE, limit_growth, normalize_columns, row_ratios
 from lowrank_core.rules.rule import MatrixStep, bind
 from lowrank_core.rules.state import check_state, empty_state, load_buffer, store_buffer
+from lowrank_core.subspace.empty import as_chosen, infinite_where, is_rounding
 from lowrank_core.subspace.moments import Moments, carry_moments, decayed_weight, mean_energy
 from lowrank_core.subspace.projection import project_on
 from lowrank_core.subspace.stored import starting_vectors
@@ -50,7 +52,7 @@ from lowrank_core.subspace.update import (
 
 
 def dct_adamw_steps(
-    gradient: Array, state: DCTAdamWState, matrix: MatrixStep[DCTAdamWConfig], refresh: bool
+    gradient: Array, state: DCTAdamWState, matrix: MatrixStep[DCTAdamWConfig], due: Any
 ) -> Steps[tuple[LowRankUpdate, DCTAdamWState]]:
     """Do one step on some or all rows of a matrix: a generator of the sums over all rows that it needs.
 
@@ -62,8 +64,8 @@ def dct_adamw_steps(
         The state of these rows.
     matrix
         What the steps of the matrix are bound to.
-    refresh
-        Whether columns are chosen anew, a host boolean.
+    due
+        Whether columns are chosen anew, a host boolean; or for which matrices of a stack, booleans ``(...)``.
 
     Returns
     -------
@@ -71,6 +73,7 @@ def dct_adamw_steps(
         Yields `Sum`; returns the update and the new state. The update may refer to ``gradient``.
     """
     config, ops = matrix.config, matrix.ops
+    refresh = due is not False
     # S = A Q, and I: its columns with the largest norms, or those of the step before. Stored vectors are computed from
     # the whole matrix instead: there is nothing to add up.
     S: Any = None
@@ -82,10 +85,10 @@ def dct_adamw_steps(
                 _with_feedback(gradient, state, matrix),
                 ops, axis=matrix.layout.axis, method=matrix.method, norms=config.norms(refresh),
             )  # fmt: skip
-        choose = partial(select, state, matrix, refresh, compute_dtype(gradient.dtype, ops.xp))
+        choose = partial(select, state, matrix, due, compute_dtype(gradient.dtype, ops.xp))
         columns = yield Sum(None if S is None else S.sums, choose)
     # a = A Q_I, and m, v of the columns: one that stays keeps them, a newcomer starts at zero.
-    projected = _project(gradient, state, columns, S, matrix, refresh)
+    projected = _project(gradient, state, columns, S, matrix, due)
     # m <- b1 m + (1 - b1) a,  v <- b2 v + (1 - b2) a^2,  u = m_hat / (sqrt(v_hat) + eps)
     update, after = adam_step(
         projected.a, projected.moments, projected.columns, state, matrix, overwrite=refresh
@@ -118,7 +121,7 @@ def _project(
     columns: Any,
     S: Any,
     matrix: MatrixStep[DCTAdamWConfig],
-    refresh: bool,
+    due: Any,
 ) -> _Projected:
     """Return the coefficients on the ``columns`` of this step, from all of them, ``S``, where these are known.
 
@@ -129,15 +132,20 @@ def _project(
     moments = wide_moments(state, A.dtype, ops)
     if columns is None:
         columns = ColumnSelection(None, None, ops.astype(state.vectors, A.dtype))
-        if refresh:
-            columns, moments = compute_vectors(A, columns.vectors, moments, state.step, matrix)
+        if due is not False:
+            columns, moments = compute_vectors(A, columns.vectors, moments, state.step, matrix, due)
         a = apply_matrix(A, columns.vectors, axis, ops.xp)
+        # Of vectors too that stand for nothing but rounding, in all steps so far.
+        beta2 = config.betas[1]
+        squares = moments.second * beta2 + a * a * (1 - beta2)
+        norms = ops.xp.sqrt(ops.xp.sum(squares, axis=-3 - axis))
+        columns = columns._replace(empty=is_rounding(norms, ops))
         return _Projected(a, columns, moments, A, None)
     if S is None:
         a = project_on(A, columns.indices, columns.vectors, matrix.basis, axis, ops)
     else:
         a = S.take(columns.indices)
-    if refresh:
+    if due is not False:
         moments = carry_moments(moments, columns.moved, columns.newcomers, axis, ops)
     kept = S if config.transforms_every_step else None
     return _Projected(a, columns, moments, None if config.residual == "discard" else A, kept)
@@ -158,6 +166,8 @@ def _rest(
     rho = config.residual_scale
     if rho is None:
         rho = DEFAULT_SCALE.get(config.residual, 1.0)
+    if config.residual == "sign" and columns.outside is not None:
+        rho = rho * ops.astype(columns.outside, A.dtype)[..., None, None]
     match config.residual:
         case "error_feedback":
             # Xi <- E
@@ -213,14 +223,16 @@ def adam_step(
 ) -> tuple[LowRankUpdate, DCTAdamWState]:
     """Return Adam's step on the chosen columns, without a residual part, and the state after it."""
     config, layout, ops = matrix.config, matrix.layout, matrix.ops
-    t = state.step + 1
+    t, eps = state.step + 1, config.eps
+    if columns.empty is not None:
+        eps = on_axis(infinite_where(columns.empty, eps, low_rank, ops), layout.axis)
     ages = None if moments.ages is None else moments.ages + 1
     factor, first, second = ops.adam_update(
         low_rank,
         (moments.first, moments.second),
         config.betas,
         _weights(ages, t, low_rank, matrix),
-        config.eps,
+        eps,
         overwrite=overwrite,
     )
     update = LowRankUpdate(
@@ -234,7 +246,7 @@ def adam_step(
         step=t,
         first_moment=store(first, state.first_moment.dtype, t, 1, ops),
         second_moment=store(second, state.second_moment.dtype, t, 2, ops),
-        indices=columns.indices,
+        indices=columns.kept,
         vectors=vectors,
         ages=ages,
         energy=columns.energy,
@@ -326,8 +338,9 @@ def dct_adamw_step(
     config
         The options the state was made with.
     refresh
-        Whether to choose columns anew at this step; ``None`` follows ``config.refresh_every``. A host
-        boolean where steps are not traced.
+        Whether to choose columns anew at this step; ``None`` follows ``config.refresh_every``, and chooses besides
+        for matrices whose gradients were zero at all choices so far, where the host can tell without waiting for a
+        device. A host boolean where steps are not traced.
     ops
         Operations to use; those of the gradient's library by default.
 
@@ -343,13 +356,16 @@ def dct_adamw_step(
     """
     matrix = bind_checked(gradient, state, config, ops)
     ops = matrix.ops
+    due = columns_due(state, matrix) if refresh is None else True
     if refresh is None:
-        refresh = config.refreshes(state.step + 1)
+        refresh = due is True or ops.xp.any(due)
+        if due is not True and isinstance(state.step, int) and not ops.is_readable(due):
+            refresh, state = False, as_chosen(state, matrix.layout.size, ops)
 
-    def step(refresh: bool) -> tuple[LowRankUpdate, DCTAdamWState]:
-        return run(dct_adamw_steps(gradient, state, matrix, refresh))
+    def step(due: Any) -> tuple[LowRankUpdate, DCTAdamWState]:
+        return run(dct_adamw_steps(gradient, state, matrix, due))
 
-    update, after = ops.cond(refresh, lambda: step(True), lambda: step(False))
+    update, after = ops.cond(refresh, lambda: step(due), lambda: step(False))
     if isinstance(update.rest, SignRest) and update.rest.gradient is gradient:
         own = update.rest._replace(gradient=ops.copy(gradient))
         update = replace(update, rest=own)

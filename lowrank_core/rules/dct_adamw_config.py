@@ -97,8 +97,8 @@ class DCTAdamWConfig:
 
     def __post_init__(self) -> None:
         check_rank(self.rank)
-        check_betas(self.betas)
         plain_options(self, "rank", "refresh_every", "feedback_bits", "seed")
+        check_betas(self.betas)
         check_number("eps", self.eps, low=0)
         if self.basis not in STORED_BASES:
             get_basis(self.basis)

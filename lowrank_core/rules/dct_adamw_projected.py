@@ -9,7 +9,7 @@ from lowrank_core.ops.precision import to_compute
 from lowrank_core.ops.registry import ops_for
 from lowrank_core.ops.standard import Ops
 from lowrank_core.rules.dct_adamw import adam_step, bind_checked, wide_moments
-from lowrank_core.rules.dct_adamw_columns import ColumnSelection, select
+from lowrank_core.rules.dct_adamw_columns import ColumnSelection, columns_due, select
 from lowrank_core.rules.dct_adamw_config import DCTAdamWConfig, DCTAdamWState
 from lowrank_core.rules.rule import MatrixStep, bind
 from lowrank_core.rules.state import check_state
@@ -58,7 +58,7 @@ def dct_adamw_step_projected(
     check_matrix("low_rank", low_rank, ops.xp)
     matrix = bind(config, shape, ops, ops.device_of(low_rank))
     check_state(state, config.state_spec(shape), shape)
-    config.check_projected(state.step + 1)
+    _check_projected(state, matrix)
     if tuple(low_rank.shape) != matrix.layout.low_rank_shape:
         raise ValueError(
             f"low_rank must be of shape {matrix.layout.low_rank_shape} for gradients of shape {tuple(shape)}, "
@@ -93,8 +93,19 @@ def dct_adamw_project(
         If the gradient is not a matrix, the state is not one for it, or the next step chooses columns.
     """
     matrix = bind_checked(gradient, state, config, ops)
-    config.check_projected(state.step + 1)
+    _check_projected(state, matrix)
     return project_current(gradient, state, matrix)
+
+
+def _check_projected(state: DCTAdamWState, matrix: MatrixStep[DCTAdamWConfig]) -> None:
+    """Raise ``ValueError`` unless the next step can be done on coefficients on the current columns alone."""
+    matrix.config.check_projected(state.step + 1)
+    ops, kept = matrix.ops, state.first_moment
+    if ops.is_readable(kept) and bool(ops.xp.any(columns_due(state, matrix))):
+        raise ValueError(
+            "a step that chooses columns needs the whole gradient, and the next one does: gradients were zero at all "
+            "choices so far"
+        )
 
 
 def project_current(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lowrank_core.rules.dct_adamw import dct_adamw_init, dct_adamw_steps
+from lowrank_core.rules.dct_adamw_columns import columns_due
 from lowrank_core.rules.dct_adamw_config import DCTAdamWConfig, DCTAdamWState
 from lowrank_core.rules.dct_adamw_projected import project_current, step_projected
 from lowrank_core.rules.rule import Rule
@@ -15,6 +16,7 @@ DCT_ADAMW = Rule(
     DCTAdamWState,
     dct_adamw_init,
     dct_adamw_steps,
+    due=columns_due,
     project=project_current,
     step_projected=step_projected,
 )

@@ -9,6 +9,7 @@ import dataclasses
 from numbers import Integral
 from typing import Any
 
+from lowrank_core._checks import plain_number
 from lowrank_core.ops.precision import dtype_name
 
 _NUMBER, _SPEED = "number", "speed"
@@ -41,16 +42,21 @@ def structural_options(config_type: type[Any]) -> tuple[str, ...]:
 def plain_options(config: Any, *integers: str) -> None:
     """Give a frozen configuration that is being made Python's own values where equal ones of other kinds were given.
 
-    NumPy's integers become ``int``, a pair of decay rates a tuple, a dtype its name: so options compare equal after a
+    NumPy's numbers become Python's, a pair of decay rates a tuple, a dtype its name: so options compare equal after a
     way through JSON or YAML, and are written to files.
     """
     plain: dict[str, Any] = {}
+    for name in number_options(type(config)):
+        value = getattr(config, name)
+        if isinstance(value, (tuple, list)):
+            pair = (plain_number(f"{name}[{index}]", one) for index, one in enumerate(value))
+            plain[name] = tuple(pair)
+        else:
+            plain[name] = plain_number(name, value)
     for name in integers:
         value = getattr(config, name)
         if not isinstance(value, bool) and isinstance(value, Integral):
             plain[name] = int(value)
-    if isinstance(getattr(config, "betas", None), list):
-        plain["betas"] = tuple(config.betas)
     if config.state_dtype is not None:
         plain["state_dtype"] = dtype_name(config.state_dtype)
     for name, value in plain.items():

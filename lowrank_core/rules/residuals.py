@@ -16,6 +16,7 @@ from __future__ import annotations
 from lowrank_core._typing import Array, Scalar
 from lowrank_core.layout import on_axis
 from lowrank_core.ops.standard import Ops
+from lowrank_core.subspace.empty import infinite_where, is_rounding
 
 RESIDUALS = ("discard", "error_feedback", "sign", "scaled", "normalized")
 
@@ -50,6 +51,8 @@ def limit_growth(previous: Array, ops: Ops, square: Array) -> tuple[Array, Array
 def normalize_columns(
     coefficients: Array, mean_square: Array, scale: Scalar, eps: Scalar, ops: Ops, *, axis: int
 ) -> Array:
-    """Return ``scale * S_j / (sqrt(c_j) + eps)`` for every column ``j`` with mean square ``c_j``."""
-    factors = scale / (ops.xp.sqrt(mean_square) + eps)
+    """Return ``scale * S_j / (sqrt(c_j) + eps)`` for every column ``j`` with mean square ``c_j``, zero for rounding."""
+    norms = ops.xp.sqrt(mean_square)
+    # Divided by itself, rounding would be of full size.
+    factors = scale / infinite_where(is_rounding(norms, ops), norms + eps, norms, ops)
     return coefficients * on_axis(factors, axis)

@@ -68,6 +68,10 @@ def bind(
     return MatrixStep(config, layout, basis, ops, method, by_columns, in_parts)
 
 
+def _always(_state: Any, _matrix: MatrixStep[Any]) -> bool:
+    return True
+
+
 class Rule(NamedTuple):
     """A rule of update, as frontends and state files know it."""
 
@@ -79,11 +83,13 @@ class Rule(NamedTuple):
     state: type[Any]
     #: ``init(shape, config, *, xp, dtype, device)``: the state before the first step.
     init: Callable[..., Any]
-    #: ``steps(gradient, state, matrix, refresh)``: one step on some or all rows of ``matrix``, a `MatrixStep`, whose
-    #: columns are chosen anew if ``refresh``.
-    steps: Callable[[Array, Any, MatrixStep[Any], bool], Steps[tuple[LowRankUpdate, Any]]]
+    #: ``steps(gradient, state, matrix, due)``: one step on some or all rows of ``matrix``, a `MatrixStep`, whose
+    #: columns stay if ``due`` is ``False``, and are chosen anew if it is what ``due`` below returns.
+    steps: Callable[[Array, Any, MatrixStep[Any], Any], Steps[tuple[LowRankUpdate, Any]]]
     #: Whether what a step does depends on how many there have been.
     step_dependent: bool = True
+    #: ``due(state, matrix)``: whether the next step chooses columns, ``True`` or booleans ``(...)`` for which matrices.
+    due: Callable[[Any, MatrixStep[Any]], Any] = _always
     #: ``project(gradient, state, matrix)`` and ``step_projected(low_rank, state, matrix)``: the coefficients of a
     #: gradient on the current columns, and the step on these alone; ``None`` where the rule has no such step.
     project: Callable[[Array, Any, MatrixStep[Any]], Array] | None = None

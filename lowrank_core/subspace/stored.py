@@ -12,21 +12,23 @@ from lowrank_core.ops.standard import Ops
 from lowrank_core.subspace.moments import Moments
 
 
-def leading_vectors(matrix: Array, rank: int, ops: Ops, *, axis: int) -> Array:
+def leading_vectors(matrix: Array, rank: int, ops: Ops, *, axis: int) -> tuple[Array, Array]:
     """Return the ``rank`` leading singular vectors ``(..., size, r)`` of the transformed side of ``matrix``.
 
+    And which matrices ``(...)`` are zero, and have no directions to offer.
     What is not finite counts as zero: no SVD converges on it, and the step it belongs to is lost anyway.
     """
     xp = ops.xp
     matrix = xp.where(xp.isfinite(matrix), matrix, xp.zeros_like(matrix))
-    left, _, right = xp.linalg.svd(matrix, full_matrices=False)
-    if axis == -1:
-        return xp.matrix_transpose(right[..., :rank, :])
-    return left[..., :rank]
+    left, values, right = xp.linalg.svd(matrix, full_matrices=False)
+    leading = xp.matrix_transpose(right[..., :rank, :]) if axis == -1 else left[..., :rank]
+    return leading, values[..., 0] == 0
 
 
-def iterated_vectors(matrix: Array, vectors: Array, ops: Ops, *, axis: int) -> Array:
+def iterated_vectors(matrix: Array, vectors: Array, ops: Ops, *, axis: int) -> tuple[Array, Array]:
     """Return orthonormal vectors ``(..., size, r)`` after one step of block power iteration from ``vectors``.
+
+    And which matrices ``(...)`` are zero, and have no directions to offer.
 
     References
     ----------
@@ -39,10 +41,9 @@ def iterated_vectors(matrix: Array, vectors: Array, ops: Ops, *, axis: int) -> A
     matrix = matrix / xp.where(largest > 0, largest, xp.ones_like(largest))
     rows = matrix if axis == -1 else xp.matrix_transpose(matrix)
     product = xp.matrix_transpose(rows) @ (rows @ vectors)
-    # A gradient of zeros has no directions to offer: the old ones are kept.
-    empty = xp.sum(product * product, axis=(-2, -1))[..., None, None] == 0
-    orthonormal, _ = xp.linalg.qr(xp.where(empty, vectors, product))
-    return orthonormal
+    empty = xp.sum(product * product, axis=(-2, -1)) == 0
+    orthonormal, _ = xp.linalg.qr(xp.where(empty[..., None, None], vectors, product))
+    return orthonormal, empty
 
 
 def starting_vectors(shape: tuple[int, ...], seed: int, ops: Ops, like: Array) -> Array:

@@ -39,7 +39,7 @@ class SignRest(NamedTuple):
     gradient: Array
     #: Its coefficients on the chosen basis vectors, of the shape of the update's ``factor``.
     projected: Array
-    #: Share of the step's rate, dimensionless.
+    #: Share of the step's rate, dimensionless: one number, or ``(..., 1, 1)``.
     scale: Scalar
 
 
@@ -138,7 +138,13 @@ def slice_rows(update: LowRankUpdate, rows: slice) -> LowRankUpdate:
     """
     axis, rest = update.axis, update.rest
     if rest is not None:
-        cut: Any = (cut_rows(x, rows, axis) if hasattr(x, "ndim") and x.ndim else x for x in rest)
+        # A scale has one number for each matrix, whatever its rows.
+        dim = -3 - axis
+        parts: Any = rest
+        cut = (
+            cut_rows(x, rows, axis) if getattr(x, "ndim", 0) and x.shape[dim] > 1 else x
+            for x in parts
+        )
         rest = type(rest)(*cut)
     return replace(update, factor=cut_rows(update.factor, rows, axis), rest=rest)
 
