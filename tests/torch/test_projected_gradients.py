@@ -68,6 +68,26 @@ def test_a_scaled_run_is_the_plain_one(parts, to_none):
     assert_same_bits(scaled, run(True, parts=parts))
 
 
+def clipped_run(scaler):
+    """Parameters after steps on gradients that are unscaled and clipped as a trainer does."""
+    net = model()
+    optimizer = optimizer_of(net)
+    accumulate_projected(optimizer)
+    for step in range(7):
+        backward(net, step, scaler)
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(net.parameters(), 0.05)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    return list(net.parameters())
+
+
+def test_a_scaled_run_is_clipped_as_the_plain_one():
+    scaled = clipped_run(torch.amp.GradScaler("cpu", init_scale=2.0**12))
+    assert_same_bits(scaled, clipped_run(torch.amp.GradScaler("cpu", enabled=False)))
+
+
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
 def test_a_scaler_skips_a_step_whose_coefficients_overflow(bad):
     def spoil(net):
