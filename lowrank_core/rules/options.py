@@ -25,7 +25,7 @@ def speed_choice(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={_SPEED: True})
 
 
-def number_options(config_type: type[Any]) -> tuple[str, ...]:
+def number_options(config_type: Any) -> tuple[str, ...]:
     """Return the options of a configuration that are numbers which may change from step to step."""
     return tuple(f.name for f in dataclasses.fields(config_type) if _NUMBER in f.metadata)
 
@@ -46,7 +46,8 @@ def plain_options(config: Any, *integers: str) -> None:
     way through JSON or YAML, and are written to files.
     """
     plain: dict[str, Any] = {}
-    for name in number_options(type(config)):
+    # Of the object, not of its type: a graph compiler reads the fields of objects alone.
+    for name in number_options(config):
         value = getattr(config, name)
         if isinstance(value, (tuple, list)):
             pair = (plain_number(f"{name}[{index}]", one) for index, one in enumerate(value))
