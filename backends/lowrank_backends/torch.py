@@ -51,9 +51,6 @@ class TorchOps(StandardOps[Tensor]):
         ),
     )
 
-    # What PyTorch itself has under another name.
-    astype = staticmethod(Tensor.to)  # type: ignore[assignment]  # it takes more than is asked for
-    copy = staticmethod(Tensor.clone)  # type: ignore[assignment]  # so does this
     num_threads = staticmethod(num_threads)
     for_each = staticmethod(for_each)
 
@@ -69,6 +66,14 @@ class TorchOps(StandardOps[Tensor]):
     def is_readable(self, x: Tensor) -> bool:
         """Return whether ``x`` has numbers in the CPU's memory and nobody records what is done with them."""
         return _is_plain(x)
+
+    def astype(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return ``x`` as ``dtype``, without a copy where none is needed."""
+        return x.to(dtype)
+
+    def copy(self, x: Tensor) -> Tensor:
+        """Return a tensor with the numbers of ``x`` in memory of its own."""
+        return x.clone()
 
     # The next two do not ask what library an array is of: a graph compiler warns of that question.
 

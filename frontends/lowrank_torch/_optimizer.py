@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from functools import partial
+from operator import itemgetter
 from typing import Any, ClassVar, Self, TypeAlias
 
 import torch
@@ -204,8 +205,8 @@ class LowRankOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        sizes = enumerate(len(group["params"]) for group in self.param_groups)
-        self._step_some(tuple((place, range(size)) for place, size in sizes))
+        sizes = map(len, map(itemgetter("params"), self.param_groups))
+        self._step_some(tuple(enumerate(map(range, sizes))))
         return loss
 
     @torch.no_grad()

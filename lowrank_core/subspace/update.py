@@ -39,7 +39,7 @@ class SignRest(NamedTuple):
     gradient: Array
     #: Its coefficients on the chosen basis vectors, of the shape of the update's ``factor``.
     projected: Array
-    #: Share of the step's rate, dimensionless: one number, or ``(..., 1, 1)``.
+    #: Share of the step's rate, one number or ``(..., 1, 1)``, dimensionless.
     scale: Scalar
 
 
