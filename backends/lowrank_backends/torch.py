@@ -35,6 +35,40 @@ _BLOCK = 2**18
 _FEW = 64
 
 
+def _is_plain(x: Tensor) -> bool:
+    """Return whether NumPy can work on the memory of ``x``: it has one, on the CPU, and nobody records what is done."""
+    return (
+        _BY_BLOCKS
+        and type(x) in (Tensor, Parameter)
+        and x.device.type == "cpu"
+        and not _is_recorded()
+        and x.numel() > 0
+        and not (torch.is_grad_enabled() and x.requires_grad)
+        # Views whose numbers are not those in memory: another sign, or none there.
+        and not (x.is_neg() or x._is_zerotensor())
+    )
+
+
+def _is_recorded() -> bool:
+    """Return whether somebody records the operations on tensors, so that NumPy's would be missed."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._functorch.peek_interpreter_stack() is not None  # vmap and grad transforms
+        or forward_ad._current_level >= 0  # dual tensors
+        or torch._C._get_tracing_state() is not None  # TorchScript
+        or torch._C._len_torch_dispatch_stack() > 0  # make_fx, counters of operations
+        or (torch._C._len_torch_function_stack() > 0 and _has_function_mode())
+    )
+
+
+def _has_function_mode() -> bool:
+    """Return whether a mode sees calls of PyTorch's functions, other than the one that sets a default device."""
+    for place in range(torch._C._len_torch_function_stack()):
+        if type(torch._C._get_function_stack_at(place)) is not DeviceContext:
+            return True
+    return False
+
+
 class TorchOps(StandardOps[Tensor]):
     """Operations on PyTorch tensors."""
 
@@ -51,6 +85,7 @@ class TorchOps(StandardOps[Tensor]):
         ),
     )
 
+    is_readable = staticmethod(_is_plain)
     num_threads = staticmethod(num_threads)
     for_each = staticmethod(for_each)
 
@@ -62,10 +97,6 @@ class TorchOps(StandardOps[Tensor]):
         if reuse_memory and _BY_BLOCKS:
             own._scratch = _torch_memory.Scratch()
         return own
-
-    def is_readable(self, x: Tensor) -> bool:
-        """Return whether ``x`` has numbers in the CPU's memory and nobody records what is done with them."""
-        return _is_plain(x)
 
     def astype(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Return ``x`` as ``dtype``, without a copy where none is needed."""
@@ -165,7 +196,7 @@ class TorchOps(StandardOps[Tensor]):
 
     def take(self, x: Tensor, indices: Tensor, *, axis: int) -> Tensor:
         """Return rows or columns of matrices by a gather that looks for no negative indices."""
-        index = self.as_index(indices)
+        index = indices.long()
         if index.ndim == 1:
             return x.index_select(axis, index)
         if (
@@ -184,7 +215,8 @@ class TorchOps(StandardOps[Tensor]):
         if not _is_plain(taken) or kept.shape[:-1].numel() > _FEW:
             return taken.masked_fill_(on_axis(~kept, axis), 0.0)
         # Most are kept, and a mask would be asked for every number.
-        for matrix, own in zip(_matrices(taken), kept.view(-1, kept.shape[-1]), strict=True):
+        matrices = taken.view(-1, *taken.shape[-2:])
+        for matrix, own in zip(matrices, kept.view(-1, kept.shape[-1]), strict=True):
             matrix.index_fill_(axis, (~own).nonzero().view(-1), 0.0)
         return taken
 
@@ -196,14 +228,14 @@ class TorchOps(StandardOps[Tensor]):
 
     def take_along(self, x: Tensor, indices: Tensor) -> Tensor:
         """Return entries of vectors, likewise."""
-        return x.gather(-1, self.as_index(indices))
+        return x.gather(-1, indices.long())
 
     def put(self, values: Tensor, indices: Tensor, size: int, *, axis: int) -> Tensor:
         """Return zeros with ``values`` at ``indices``, by a scatter."""
         shape = list(values.shape)
         shape[axis] = size
         full = values.new_zeros(shape)
-        index = self.as_index(indices)
+        index = indices.long()
         if index.ndim == 1:
             return full.index_copy_(axis, index, values)
         return full.scatter_(axis, expand_index(index, values, axis, self.xp), values)
@@ -221,40 +253,6 @@ class TorchOps(StandardOps[Tensor]):
             key = key, torch._guards.detect_fake_mode()
             value: Any = self.constants.get(key, build)
         return value
-
-
-def _is_plain(x: Tensor) -> bool:
-    """Return whether NumPy can work on the memory of ``x``: it has one, on the CPU, and nobody records what is done."""
-    return (
-        _BY_BLOCKS
-        and type(x) in (Tensor, Parameter)
-        and x.device.type == "cpu"
-        and not _is_recorded()
-        and x.numel() > 0
-        and not (torch.is_grad_enabled() and x.requires_grad)
-        # Views whose numbers are not those in memory: another sign, or none there.
-        and not (x.is_neg() or x._is_zerotensor())
-    )
-
-
-def _is_recorded() -> bool:
-    """Return whether somebody records the operations on tensors, so that NumPy's would be missed."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._functorch.peek_interpreter_stack() is not None  # vmap and grad transforms
-        or forward_ad._current_level >= 0  # dual tensors
-        or torch._C._get_tracing_state() is not None  # TorchScript
-        or torch._C._len_torch_dispatch_stack() > 0  # make_fx, counters of operations
-        or (torch._C._len_torch_function_stack() > 0 and _has_function_mode())
-    )
-
-
-def _has_function_mode() -> bool:
-    """Return whether a mode sees calls of PyTorch's functions, other than the one that sets a default device."""
-    for place in range(torch._C._len_torch_function_stack()):
-        if type(torch._C._get_function_stack_at(place)) is not DeviceContext:
-            return True
-    return False
 
 
 def _blocks(x: Tensor, dim: int) -> Iterator[slice]:

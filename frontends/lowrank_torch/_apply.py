@@ -35,31 +35,30 @@ class Write(NamedTuple):
 
 
 def apply_update(targets: Sequence[Tensor], update: LowRankUpdate, write: Write) -> None:
-    """Write ``update`` into ``targets`` in place: matrices of one parameter, or of each of several stacked."""
-    if len(targets) == 1:
-        _apply_in_blocks(targets[0], update, write)
+    """Write ``update`` into ``targets`` in place: matrices of one parameter, or of each of several stacked.
+
+    Into one it is written block by block, so that it is never there as a whole.
+    """
+    if len(targets) > 1:
+        deltas: Any = materialize(update, ops=write.ops)
+        for target, delta, dither in zip(targets, deltas.unbind(), write.dithers, strict=True):
+            add_delta(target, delta, write, dither)
         return
-    deltas: Any = materialize(update, ops=write.ops)
-    for target, delta, dither in zip(targets, deltas.unbind(), write.dithers, strict=True):
-        add_delta(target, delta, write, dither)
-
-
-def _apply_in_blocks(target: Tensor, update: LowRankUpdate, write: Write) -> None:
-    """Write the update block by block, so that it is never there as a whole."""
+    (target,) = targets
     dim = -2 if update.axis == -1 else -1
     numbers = CPU_BLOCK if target.device.type == "cpu" else DEVICE_BLOCK
     rows, (dither,) = target.shape[dim], write.dithers
     width = max(1, numbers * rows // max(1, target.numel()))
     if width >= rows:
-        delta: Any = materialize(update, ops=write.ops)
-        add_delta(target, delta, write, dither)
+        whole: Any = materialize(update, ops=write.ops)
+        add_delta(target, whole, write, dither)
         return
 
     def add(start: int) -> None:
         length = min(width, rows - start)
-        delta: Any = materialize(slice_rows(update, slice(start, start + length)), ops=write.ops)
+        part: Any = materialize(slice_rows(update, slice(start, start + length)), ops=write.ops)
         place = None if dither is None else dither._replace(place=dither.place + start)
-        add_delta(target.narrow(dim, start, length), delta, write, place)
+        add_delta(target.narrow(dim, start, length), part, write, place)
 
     starts = range(0, rows, width)
     if target.device.type == "cpu":

@@ -142,7 +142,7 @@ class CollectiveScheduler:
         """Send what is asked for; then wait for what was sent before, and return what its steps ask for next."""
         sent = None
         if waiting:
-            requests = [one.request for one in waiting]
+            requests = list(map(attrgetter("request"), waiting))
             sent = _Batch(waiting, _Collectives(requests, self.count))
         after: list[_Waiting] = []
         if pending is not None:
@@ -184,13 +184,13 @@ class _Collectives:
     """Requests on their way, in as few collectives as they allow."""
 
     def __init__(self, requests: Sequence[Request], count: Callable[[str, Tensor], None]) -> None:
-        self._answers: list[list[Tensor]] = [[] for _ in requests]
+        self._answers: list[list[Tensor]] = [[]] * len(requests)
         buckets: dict[Any, list[int]] = {}
         for place, request in enumerate(requests):
             buckets.setdefault(request.bucket, []).append(place)
         self._issued = []
         for places in buckets.values():
-            own = [requests[place] for place in places]
+            own = list(map(requests.__getitem__, places))
             launch = {"all_reduce": _sum, "all_gather": _gather, "all_to_all": _swap}[own[0].kind]
             result, work, split = launch(own)
             count(own[0].kind, result)

@@ -43,11 +43,12 @@ class Redistribution(NamedTuple):
 
     def to_compute(self, local: Tensor) -> ShardedSteps[Tensor]:
         """Return what this rank steps of ``local``, which is what it has of the matrices (of several, stacked)."""
-        sharding, axis, rows = self.sharding, self.axis, self.rows
+        sharding = self.sharding
         if sharding.replicated:
             return self._own(local)
         if sharding.all_to_all_dim is None:
             return local
+        axis, rows = self.axis, self.rows
         count = sharding.mesh.size(sharding.all_to_all_dim)
         given = _split(local, chunks(local.shape[rows], count), rows)
         shape = list(local.shape)
