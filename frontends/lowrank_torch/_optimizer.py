@@ -17,6 +17,7 @@ from lowrank_core._checks import check_known
 from lowrank_core.ops.constants import Constants
 from lowrank_core.rules.portable import Names
 from lowrank_core.rules.rule import Rule
+from lowrank_core.rules.state import ArraySpec
 from lowrank_torch._adamw import adamw_step, make_adamw_state, place_adamw_state
 from lowrank_torch._collectives import CollectiveScheduler, Traffic
 from lowrank_torch._for_model import for_model
@@ -385,12 +386,13 @@ class LowRankOptimizer(Optimizer):
     # -- loading -------------------------------------------------------------------------------
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state dict after checking that it fits; every tensor keeps the dtype it was saved in.
+        """Load a state dict after checking that it fits; state of parameters of another precision is cast to theirs.
 
         Raises
         ------
         ValueError
-            If it has other groups, or an option or a shape of state that differs; nothing has changed then.
+            If it has other groups, an option or a shape of state that differs, or numbers that state cannot have;
+            nothing has changed then.
         """
         with as_saved(self, self._place_state):
             super().load_state_dict(state_dict)
@@ -482,9 +484,7 @@ class LowRankOptimizer(Optimizer):
         """The options that a state is made for, as opposed to numbers that may change in a run."""
         return self._options.structural
 
-    def state_shapes(
-        self, parameter: Tensor, group: Mapping[str, Any]
-    ) -> dict[str, tuple[int, ...]]:
-        """Return the shape of every entry of a parameter's state."""
+    def state_specs(self, parameter: Tensor, group: Mapping[str, Any]) -> dict[str, ArraySpec]:
+        """Return shape, dtype and law of every entry of a parameter's state."""
         config = self.check_options(group)
-        return self.plan_of(parameter, group, config).state_shapes(parameter.shape, config)
+        return self.plan_of(parameter, group, config).state_specs(parameter, config)

@@ -1,4 +1,4 @@
-"""What optimizer state is made of: the shape and dtype of every array, and so its size in bytes."""
+"""What optimizer state is made of: shape, dtype and law of every array, and so its size in bytes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from lowrank_core.numerics.quantization import Quantized, dequantize, quantize, 
 from lowrank_core.numerics.rounding import store
 from lowrank_core.ops.precision import as_dtype, dtype_name
 from lowrank_core.ops.standard import Ops
+from lowrank_core.rules.laws import ANY, NON_NEGATIVE, Law
 
 _ITEM_BYTES = {"float64": 8, "float32": 4, "int32": 4, "bfloat16": 2, "float16": 2, "uint8": 1}
 State = TypeVar("State", bound=Any)
@@ -20,10 +21,11 @@ STATE_DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
 class ArraySpec(NamedTuple):
-    """Shape of an array and the name of its dtype."""
+    """Shape of an array, the name of its dtype and what its numbers can be."""
 
     shape: tuple[int, ...]
     dtype: str
+    law: Law = ANY
 
     @property
     def nbytes(self) -> int:
@@ -52,7 +54,7 @@ def empty_state(spec: Mapping[str, ArraySpec], ops: Ops, device: Device) -> dict
         If the array library has no such dtype.
     """
     arrays = {}
-    for name, (shape, dtype) in spec.items():
+    for name, (shape, dtype, _) in spec.items():
         kind = as_dtype("state_dtype", dtype, ops.xp)
         arrays[name] = ops.xp.zeros(shape, dtype=kind, device=device)
     return arrays
@@ -109,7 +111,7 @@ def buffer_spec(
     return {
         name: ArraySpec(codes, "uint8"),
         f"{name}_minimum": ArraySpec(scales, scale_dtype),
-        f"{name}_scale": ArraySpec(scales, scale_dtype),
+        f"{name}_scale": ArraySpec(scales, scale_dtype, NON_NEGATIVE),
     }
 
 
