@@ -356,20 +356,38 @@ class LowRankOptimizer(Optimizer):
         planned = []
         for group, config, given in zip(groups, configs, members, strict=True):
             planned.append([(m, self.plan_of(m.parameter, group, config)) for m in given])
-        for group, config, own in zip(groups, configs, planned, strict=True):
-            ready = self._with_state(own, group, config)
-            schedule.add(ready, group, config, self._planner)
+        only_state = self._only_makes_state(chosen, members)
+        ready = [
+            self._with_state(own, config) for own, config in zip(planned, configs, strict=True)
+        ]
+        if only_state:
+            ready = [[] for _ in ready]
+        for group, config, own in zip(groups, configs, ready, strict=True):
+            schedule.add(own, group, config, self._planner)
         if not torch.compiler.is_compiling() and all(
             member.state and member.projected is None for own in members for member in own
         ):
             self._schedules[chosen] = schedule
         return schedule
 
+    def _only_makes_state(self, chosen: Chosen, members: Sequence[Sequence[Member]]) -> bool:
+        """Return whether a step is there to have state alone: it is the first, of rate 0, and all gradients are zero.
+
+        It is counted for all parameters or for none, so that a run has one count.
+        """
+        new = [member.parameter for own in members for member in own if not member.state]
+        count = sum(len(group["params"]) for group in self.param_groups)
+        if sum(len(indices) for _, indices in chosen) < count or len(new) < sum(map(len, members)):
+            return False
+        if not new or not all(is_zero_lr(self.param_groups[place]["lr"]) for place, _ in chosen):
+            return False
+        return len(self._scheduler.idle(new)) == len(new)
+
     def _with_state(
-        self, members: Sequence[tuple[Member, Plan]], group: Mapping[str, Any], config: Any
+        self, members: Sequence[tuple[Member, Plan]], config: Any
     ) -> list[tuple[Member, Plan]]:
-        """Make the state of those that have none yet; return all but those whose step is to have state alone."""
-        ready, new = [], []
+        """Return the members, the state made of those that have none yet."""
+        ready = []
         for member, plan in members:
             if not member.state:
                 member = member._replace(state=self.state[member.parameter])
@@ -378,10 +396,8 @@ class LowRankOptimizer(Optimizer):
                 else:
                     bound = self._planner.bound(plan, config, member.parameter.device)
                     make_state(member, plan, bound, self.rule)
-                new.append(member.parameter)
             ready.append((member, plan))
-        idle = self._scheduler.idle(new) if new and is_zero_lr(group["lr"]) else []
-        return [one for one in ready if not any(one[0].parameter is p for p in idle)]
+        return ready
 
     # -- loading -------------------------------------------------------------------------------
 

@@ -68,7 +68,8 @@ class DCTAdamWConfig:
         second from its column's running energy, so that it fades in.
     state_dtype
         Name of the dtype the moments are kept in; ``None`` for float32 (float64 for float64 gradients). Arithmetic is
-        in float32 at least; narrower state is rounded stochastically, or it would never decay.
+        in float32 at least; narrower state is rounded stochastically, or it would never decay, and float16 keeps the
+        root of the second moment.
     seed
         Seed of what is random: sampled columns and the start of a power iteration.
 
@@ -281,7 +282,7 @@ class DCTAdamWState(NamedTuple):
     step: int | Array
     #: Running mean of the coefficients, ``(..., m, r)`` (right side) or ``(..., r, n)`` (left side).
     first_moment: Array
-    #: Running mean of their squares, of the same shape.
+    #: Running mean of their squares, of the same shape; in float16 the root of it.
     second_moment: Array
     #: The chosen columns of a fixed basis, ``(..., r)`` int32, ascending.
     indices: MaybeArray = None

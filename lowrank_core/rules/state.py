@@ -115,6 +115,25 @@ def buffer_spec(
     }
 
 
+def load_squares(kept: Array, dtype: DType, ops: Ops) -> Array:
+    """Return a second moment that was kept by `store_squares`."""
+    wide = ops.astype(kept, dtype)
+    return wide * wide if _holds_roots(kept.dtype, ops) else wide
+
+
+def store_squares(x: Array, dtype: DType, step: int | Array, ops: Ops) -> Array:
+    """Return a second moment as it is kept: in float16, which holds no squares of small gradients, its root."""
+    if _holds_roots(dtype, ops):
+        # Below its least number float16 would have zero, and Adam divide by it.
+        root = ops.xp.sqrt(x)
+        x = ops.xp.maximum(root, ops.xp.full_like(root, 2.0**-24))
+    return store(x, dtype, step, 2, ops)
+
+
+def _holds_roots(dtype: DType, ops: Ops) -> bool:
+    return bool(dtype == getattr(ops.xp, "float16", None))
+
+
 def load_buffer(
     state: Any, name: str, bits: int | None, shape: tuple[int, ...], dtype: DType, ops: Ops
 ) -> Array:
