@@ -218,7 +218,10 @@ def _restored(state: Any, found: Mapping[str, tuple[_Row, Saved]]) -> Any:
 
     def new(mark: Any, old: Any) -> Any:
         if isinstance(mark, CountMark):
-            value = jnp.asarray(count(mark.paths), dtype=old.dtype)
+            steps, most = count(mark.paths), 2 ** (8 * old.dtype.itemsize - 1) - 1
+            if steps > most:
+                raise ValueError(f"path must have a step count of at most {most}, got {steps}")
+            value = jnp.asarray(steps, dtype=old.dtype)
         elif isinstance(mark, ArrayMark):
             row, saved = found[mark.path]
             if mark.name not in saved.arrays:

@@ -50,8 +50,7 @@ def followed(number: Any) -> Any:
 def is_zero_lr(lr: float | Tensor) -> bool:
     """Return whether ``lr`` is a zero that the host can read.
 
-    With gradients of zero, `torch.distributed.checkpoint` does a step at such an ``lr`` to initialise state. Counted,
-    it would choose the columns to keep until the next refresh by a gradient of zero.
+    With gradients of zero, `torch.distributed.checkpoint` does a step at such an ``lr`` to initialise state.
     """
     if torch.compiler.is_compiling():
         return False

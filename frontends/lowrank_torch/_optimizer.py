@@ -18,6 +18,7 @@ from lowrank_core._checks import check_known
 from lowrank_core.ops.constants import Constants
 from lowrank_core.rules.portable import Names
 from lowrank_core.rules.rule import Rule
+from lowrank_core.rules.state import ArraySpec
 from lowrank_torch._adamw import adamw_step, make_adamw_state, place_adamw_state
 from lowrank_torch._collectives import CollectiveScheduler, Traffic
 from lowrank_torch._for_model import for_model
@@ -379,21 +380,35 @@ class LowRankOptimizer(Optimizer):
             for place, member in members.items():
                 if place[0] == number:
                     plans[place] = self.plan_of(member.parameter, group, config)
+        only_state = self._only_makes_state(chosen, members)
         for (number, _), group, config in zip(chosen, groups, configs, strict=True):
             own = [(members[place], plan) for place, plan in plans.items() if place[0] == number]
-            ready = self._with_state(own, group, config)
+            ready = self._with_state(own, config)
             members.update((member.place, member) for member, _ in ready)
-            schedule.add(ready, group, config, self._planner)
+            schedule.add([] if only_state else ready, group, config, self._planner)
         projects = any(member.projected is not None for member in members.values())
         if had_state and not projects and not torch.compiler.is_compiling():
             self._schedules[chosen] = schedule
         return schedule
 
+    def _only_makes_state(self, chosen: Chosen, members: Mapping[Place, Member]) -> bool:
+        """Return whether a step is there to have state alone: it is the first, of rate 0, and all gradients are zero.
+
+        It is counted for all parameters or for none, so that a run has one count.
+        """
+        new = [member.parameter for member in members.values() if not member.state]
+        count = sum(len(group["params"]) for group in self.param_groups)
+        if sum(len(indices) for _, indices in chosen) < count or len(new) < len(members):
+            return False
+        if not new or not all(is_zero_lr(self.param_groups[place]["lr"]) for place, _ in chosen):
+            return False
+        return len(self._scheduler.idle(new)) == len(new)
+
     def _with_state(
-        self, members: Sequence[tuple[Member, Plan]], group: Mapping[str, Any], config: Any
+        self, members: Sequence[tuple[Member, Plan]], config: Any
     ) -> list[tuple[Member, Plan]]:
-        """Make the state of those that have none yet; return all but those whose step is to have state alone."""
-        ready, new = [], []
+        """Return the members, the state made of those that have none yet."""
+        ready = []
         for member, plan in members:
             if not member.state:
                 member = member._replace(state=self.state[member.parameter])
@@ -402,20 +417,19 @@ class LowRankOptimizer(Optimizer):
                 else:
                     bound = self._planner.bound(plan, config, member.parameter.device)
                     make_state(member, plan, bound, self.rule)
-                new.append(member.parameter)
             ready.append((member, plan))
-        idle = self._scheduler.idle(new) if new and is_zero_lr(group["lr"]) else []
-        return [one for one in ready if not any(one[0].parameter is p for p in idle)]
+        return ready
 
     # -- loading -------------------------------------------------------------------------------
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state dict after checking that it fits; every tensor keeps the dtype it was saved in.
+        """Load a state dict after checking that it fits; state of parameters of another precision is cast to theirs.
 
         Raises
         ------
         ValueError
-            If it has other groups, or an option or a shape of state that differs; nothing has changed then.
+            If it has other groups, an option or a shape of state that differs, or numbers that state cannot have;
+            nothing has changed then.
         """
         with as_saved(self, self._place_state):
             super().load_state_dict(state_dict)
@@ -507,9 +521,7 @@ class LowRankOptimizer(Optimizer):
         """The options that a state is made for, as opposed to numbers that may change in a run."""
         return self._options.structural
 
-    def state_shapes(
-        self, parameter: Tensor, group: Mapping[str, Any]
-    ) -> dict[str, tuple[int, ...]]:
-        """Return the shape of every entry of a parameter's state."""
+    def state_specs(self, parameter: Tensor, group: Mapping[str, Any]) -> dict[str, ArraySpec]:
+        """Return shape, dtype and law of every entry of a parameter's state."""
         config = self.check_options(group)
-        return self.plan_of(parameter, group, config).state_shapes(parameter.shape, config)
+        return self.plan_of(parameter, group, config).state_specs(parameter, config)

@@ -96,11 +96,11 @@ class GroupOptions:
             # Of what are the same numbers there is nothing new to check; a tensor may hold another.
             if lr is known[2] and type(lr) is float and weight_decay is known[3]:
                 return config
+            if torch.compiler.is_compiling():
+                # A graph cannot check a number that it follows, and would be compiled anew for each that is remembered.
+                return config
             self.make_plain(group)
             self._check_numbers(group)
-            if torch.compiler.is_compiling():
-                # It would compile every step anew for the rate that is remembered.
-                return config
         self._known[id(group)] = values, config, group["lr"], group["weight_decay"]
         return config
 

@@ -17,8 +17,11 @@ from lowrank_core.layout import (
     with_fitting_rank,
     with_side_of,
 )
+from lowrank_core.ops.precision import compute_dtype_name
 from lowrank_core.ops.standard import Ops
+from lowrank_core.rules.laws import NON_NEGATIVE
 from lowrank_core.rules.rule import MatrixStep, bind
+from lowrank_core.rules.state import ArraySpec
 from lowrank_torch._index import stream_of
 from lowrank_torch._matrices import matrix_shapes
 from lowrank_torch._sharding import (
@@ -96,15 +99,17 @@ class Plan(NamedTuple):
         placements = self.sharding.placements_of(shape, whole, layout.axis, batch_dims)
         return None if all(p.is_replicate() for p in placements) else placements
 
-    def state_shapes(self, shape: Sequence[int], config: Any) -> dict[str, tuple[int, ...]]:
-        """Return the shape of every entry of the state of a parameter of ``shape``, over all ranks."""
-        shapes: dict[str, tuple[int, ...]] = {"step": ()}
+    def state_specs(self, parameter: Tensor, config: Any) -> dict[str, ArraySpec]:
+        """Return shape, dtype and law of every entry of the state of a parameter, over all ranks."""
+        dtype, shape = compute_dtype_name(parameter.dtype), tuple(parameter.shape)
+        specs = {"step": ArraySpec((), "int32", NON_NEGATIVE)}
         if self.uses_adamw:
-            return shapes | dict.fromkeys(("exp_avg", "exp_avg_sq"), tuple(shape))
+            specs["exp_avg"] = ArraySpec(shape, dtype)
+            specs["exp_avg_sq"] = ArraySpec(shape, dtype, NON_NEGATIVE)
         for number, matrices in enumerate(self.matrices):
-            spec = self.fitted(config, number).state_spec(matrices)
-            shapes |= {self.key(name, number): spec[name].shape for name in spec}
-        return shapes
+            own = self.fitted(config, number).state_spec(matrices, dtype)
+            specs |= {self.key(name, number): own[name] for name in own}
+        return specs
 
 
 class BoundMatrices(NamedTuple):

@@ -71,7 +71,7 @@ class Planner:
                 raise
             raise type(error)(f"{name()}: {error}") from error
         if state:
-            wanted = plan.state_shapes(parameter.shape, config)
+            wanted = plan.state_specs(parameter, config)
             check_shapes("the optimizer's state", state, wanted, name())
             if plan.sharding is None and not is_sharded(parameter):
                 check_whole(state, name())

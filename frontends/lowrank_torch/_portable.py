@@ -21,6 +21,7 @@ from lowrank_core.rules.portable import (
     write,
 )
 from lowrank_core.rules.rule import Rule
+from lowrank_core.rules.state import ArraySpec
 from lowrank_torch._matrices import matrix_shapes
 from lowrank_torch._names import parameter_name, place_name
 
@@ -38,10 +39,8 @@ class Stateful(Protocol):
     def check_options(self, group: Mapping[str, Any]) -> Any:
         """Return the configuration of a group, every option checked."""
 
-    def state_shapes(
-        self, parameter: Tensor, group: Mapping[str, Any]
-    ) -> dict[str, tuple[int, ...]]:
-        """Return the shape of every entry of a parameter's state."""
+    def state_specs(self, parameter: Tensor, group: Mapping[str, Any]) -> dict[str, ArraySpec]:
+        """Return shape, dtype and law of every entry of a parameter's state."""
 
 
 class _Row(NamedTuple):
@@ -106,7 +105,7 @@ def _rows(optimizer: Stateful, names: Names) -> list[_Row]:
                 "torch.distributed.checkpoint saves sharded state"
             )
         dtype = "float64" if parameter.dtype == torch.float64 else "float32"
-        if "exp_avg" in optimizer.state_shapes(parameter, group):
+        if "exp_avg" in optimizer.state_specs(parameter, group):
             stepped = stepped_by_adamw(name, parameter.shape, dtype)
         else:
             config = optimizer.check_options(group)

@@ -36,7 +36,14 @@ from lowrank_core.rules.dct_adamw_config import SEED_COUNT, DCTAdamWConfig, DCTA
 from lowrank_core.rules.reductions import Steps, Sum, run
 from lowrank_core.rules.residuals import DEFAULT_SCALE, limit_growth, normalize_columns, row_ratios
 from lowrank_core.rules.rule import MatrixStep, bind
-from lowrank_core.rules.state import check_state, empty_state, load_buffer, store_buffer
+from lowrank_core.rules.state import (
+    check_state,
+    empty_state,
+    load_buffer,
+    load_squares,
+    store_buffer,
+    store_squares,
+)
 from lowrank_core.subspace.empty import as_chosen, infinite_where, is_rounding
 from lowrank_core.subspace.moments import Moments, carry_moments, decayed_weight, mean_energy
 from lowrank_core.subspace.projection import project_on
@@ -209,7 +216,7 @@ def _with_feedback(
 def wide_moments(state: DCTAdamWState, dtype: DType, ops: Ops) -> Moments:
     """Return the moments of ``state`` in the dtype of the arithmetic."""
     first = ops.astype(state.first_moment, dtype)
-    return Moments(first, ops.astype(state.second_moment, dtype), state.ages)
+    return Moments(first, load_squares(state.second_moment, dtype, ops), state.ages)
 
 
 def adam_step(
@@ -245,7 +252,7 @@ def adam_step(
     return update, state._replace(
         step=t,
         first_moment=store(first, state.first_moment.dtype, t, 1, ops),
-        second_moment=store(second, state.second_moment.dtype, t, 2, ops),
+        second_moment=store_squares(second, state.second_moment.dtype, t, ops),
         indices=columns.kept,
         vectors=vectors,
         ages=ages,

@@ -11,6 +11,7 @@ from lowrank_core.bases.registry import STORED_BASES, get_basis
 from lowrank_core.layout import SIDES, Layout, check_rank, layout_of
 from lowrank_core.numerics.quantization import BITS, block_multiple
 from lowrank_core.ops.crossovers import METHODS
+from lowrank_core.rules.laws import NON_NEGATIVE, Law
 from lowrank_core.rules.options import number, plain_options, speed_choice
 from lowrank_core.rules.residuals import DEFAULT_SCALE, RESIDUALS
 from lowrank_core.rules.state import ArraySpec, buffer_spec, check_state_dtype
@@ -67,7 +68,8 @@ class DCTAdamWConfig:
         second from its column's running energy, so that it fades in.
     state_dtype
         Name of the dtype the moments are kept in; ``None`` for float32 (float64 for float64 gradients). Arithmetic is
-        in float32 at least; narrower state is rounded stochastically, or it would never decay.
+        in float32 at least; narrower state is rounded stochastically, or it would never decay, and float16 keeps the
+        root of the second moment.
     seed
         Seed of what is random: sampled columns and the start of a power iteration.
 
@@ -242,27 +244,28 @@ class DCTAdamWConfig:
         return layout
 
     def state_spec(self, shape: tuple[int, ...], dtype: str = "float32") -> dict[str, ArraySpec]:
-        """Return shape and dtype of every array of the state of matrices of ``shape``.
+        """Return shape, dtype and law of every array of the state of matrices of ``shape``.
 
         ``dtype`` names the dtype that moments are kept in unless ``state_dtype`` says otherwise.
         """
         layout, moments = self.layout(shape), self.state_dtype or dtype
         spec = {
             "first_moment": ArraySpec(layout.low_rank_shape, moments),
-            "second_moment": ArraySpec(layout.low_rank_shape, moments),
+            "second_moment": ArraySpec(layout.low_rank_shape, moments, NON_NEGATIVE),
         }
         if self.stored:
             spec["vectors"] = ArraySpec((*layout.batch, layout.size, layout.rank), dtype)
         else:
-            spec["indices"] = ArraySpec(layout.indices_shape, "int32")
+            columns = Law(columns=layout.size)
+            spec["indices"] = ArraySpec(layout.indices_shape, "int32", columns)
         if self.bias_correction != "step":
-            spec["ages"] = ArraySpec(layout.indices_shape, "int32")
+            spec["ages"] = ArraySpec(layout.indices_shape, "int32", NON_NEGATIVE)
         if self.residual == "error_feedback":
             spec |= buffer_spec("feedback", layout.shape, moments, dtype, self.feedback_bits)
         if self.residual == "scaled":
-            spec["residual_norm"] = ArraySpec(layout.batch, dtype)
+            spec["residual_norm"] = ArraySpec(layout.batch, dtype, NON_NEGATIVE)
         if self.keeps_energy:
-            spec["energy"] = ArraySpec(layout.scores_shape, dtype)
+            spec["energy"] = ArraySpec(layout.scores_shape, dtype, NON_NEGATIVE)
         if self.selection == "sampled":
             spec["key"] = ArraySpec(layout.batch or (1,), "int32")
         return spec
@@ -279,7 +282,7 @@ class DCTAdamWState(NamedTuple):
     step: int | Array
     #: Running mean of the coefficients, ``(..., m, r)`` (right side) or ``(..., r, n)`` (left side).
     first_moment: Array
-    #: Running mean of their squares, of the same shape.
+    #: Running mean of their squares, of the same shape; in float16 the root of it.
     second_moment: Array
     #: The chosen columns of a fixed basis, ``(..., r)`` int32, ascending.
     indices: MaybeArray = None

@@ -16,12 +16,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from lowrank_core._files import replacing
+from lowrank_core._files import check_plain, replacing
 from lowrank_core.layout import with_fitting_rank
+from lowrank_core.rules.laws import NON_NEGATIVE, check_count, check_law
 from lowrank_core.rules.options import structural_options
 from lowrank_core.rules.rule import Rule
 from lowrank_core.rules.state import ArraySpec
@@ -52,7 +52,7 @@ class Stepped(NamedTuple):
     rule: dict[str, Any]
     #: Shapes of the stacks of matrices it consists of; of what AdamW steps the shape in the file.
     shapes: tuple[tuple[int, ...], ...]
-    #: Shape and dtype of every array of its state.
+    #: Shape, dtype and law of every array of its state.
     arrays: dict[str, ArraySpec]
 
 
@@ -96,8 +96,10 @@ def stepped_by_rule(
 def stepped_by_adamw(name: str, shape: Sequence[int], dtype: str) -> Stepped:
     """Return how a parameter of ``shape``, outputs before inputs, is stepped by AdamW with moments of ``dtype``."""
     flat = tuple(shape) if len(shape) <= 2 else (shape[0], math.prod(shape[1:]))
-    spec = ArraySpec(flat, dtype)
-    arrays = {"first_moment": spec, "second_moment": spec}
+    arrays = {
+        "first_moment": ArraySpec(flat, dtype),
+        "second_moment": ArraySpec(flat, dtype, NON_NEGATIVE),
+    }
     return Stepped(name, {"algorithm": "adamw"}, (flat,), arrays)
 
 
@@ -175,7 +177,7 @@ def write(
         "rules": json.dumps(rules),
         "parameters": json.dumps(rows),
     }
-    with replacing(Path(path)) as aside:
+    with replacing(path) as aside:
         save_file(arrays, aside, metadata=metadata)
 
 
@@ -195,12 +197,13 @@ def read(
 
     Raises
     ------
-    FileNotFoundError
-        If there is no file.
+    OSError
+        If the file cannot be read.
     ValueError
-        If it is not whole, of another format or version, or not of these parameters stepped in this way; the message
-        names the first difference.
+        If it is no plain file, not whole, of another format or version, not of these parameters stepped in this way, or
+        holds numbers that their state cannot have; the message names the first difference.
     """
+    check_plain(path)
     try:
         with safetensors.safe_open(path, framework=framework) as file:
             rows = _header(path, file.metadata() or {})
@@ -211,20 +214,22 @@ def read(
                 dtype = part.get_dtype()
                 spec = ArraySpec(tuple(part.get_shape()), _DTYPES.get(dtype, dtype))
                 found.setdefault(name, {})[key] = spec
-            _check_names(path, parameters, found)
+            _check_names(path, parameters, rows, found)
             for stepped in parameters:
                 _check_rule(path, stepped, rows[stepped.name])
                 if found[stepped.name] or rows[stepped.name]["step"]:
                     _check_arrays(str(path), stepped, found[stepped.name])
-            return {
-                name: Saved(
-                    rows[name]["step"],
-                    {key: file.get_tensor(f"{name}/{key}") for key in found[name]},
-                )
+            arrays = {
+                name: {key: file.get_tensor(f"{name}/{key}") for key in found[name]}
                 for name in rows
             }
     except safetensors.SafetensorError as error:
         raise ValueError(f"path must be a whole safetensors file, got {path}: {error}") from error
+    for stepped in parameters:
+        for key, array in arrays[stepped.name].items():
+            _, dtype, law = stepped.arrays[key]
+            check_law(f"{path} must be right: {key} of {stepped.name!r}", array, dtype, law)
+    return {name: Saved(rows[name]["step"], arrays[name]) for name in rows}
 
 
 def _header(path: object, metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
@@ -239,20 +244,29 @@ def _header(path: object, metadata: Mapping[str, str]) -> dict[str, dict[str, An
     try:
         rows, rules = json.loads(metadata["parameters"]), json.loads(metadata["rules"])
         for name, row in rows.items():
-            shapes = tuple(tuple(map(int, shape)) for shape in row["shapes"])
+            shapes = tuple(tuple(map(_integer, shape)) for shape in row["shapes"])
             rows[name] = {
-                "step": int(row["step"]),
-                "rule": dict(rules[row["rule"]]),
+                "step": check_count(f"step of {name!r}", _integer(row["step"])),
+                "rule": dict(rules[_integer(row["rule"])]),
                 "shapes": shapes,
             }
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"path must have whole metadata, got {path}: {error!r}") from error
     return dict(rows)
 
 
-def _check_names(path: object, parameters: Sequence[Stepped], found: Mapping[str, object]) -> None:
+def _integer(value: Any) -> int:
+    """Return a number of JSON that is an integer of at least 0."""
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is no integer of at least 0")
+    return value
+
+
+def _check_names(
+    path: object, parameters: Sequence[Stepped], rows: Mapping[str, object], found: Iterable[str]
+) -> None:
     wanted = [stepped.name for stepped in parameters]
-    lacking = [name for name in wanted if name not in found]
+    lacking = [name for name in wanted if name not in rows]
     excess = [name for name in found if name not in wanted]
     if lacking:
         instead = f"; it has one of {excess[0]!r}, which this optimizer has not" if excess else ""
@@ -282,7 +296,7 @@ def _check_rule(path: object, stepped: Stepped, row: Mapping[str, Any]) -> None:
 def _check_arrays(what: str, stepped: Stepped, found: Mapping[str, ArraySpec]) -> None:
     for key in sorted({*stepped.arrays, *found}):
         wanted, got = stepped.arrays.get(key), found.get(key)
-        if wanted != got:
+        if wanted is None or got is None or wanted[:2] != got[:2]:
             raise ValueError(
                 f"{what} must fit the options: {key} of {stepped.name!r} is {_described(wanted)} by these, got "
                 f"{_described(got)}"

@@ -1,4 +1,4 @@
-"""What optimizer state is made of: the shape and dtype of every array, and so its size in bytes."""
+"""What optimizer state is made of: shape, dtype and law of every array, and so its size in bytes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from lowrank_core.numerics.quantization import Quantized, dequantize, quantize, 
 from lowrank_core.numerics.rounding import store
 from lowrank_core.ops.precision import as_dtype, dtype_name
 from lowrank_core.ops.standard import Ops
+from lowrank_core.rules.laws import ANY, NON_NEGATIVE, Law
 
 _ITEM_BYTES = {"float64": 8, "float32": 4, "int32": 4, "bfloat16": 2, "float16": 2, "uint8": 1}
 State = TypeVar("State", bound=Any)
@@ -20,10 +21,11 @@ STATE_DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
 class ArraySpec(NamedTuple):
-    """Shape of an array and the name of its dtype."""
+    """Shape of an array, the name of its dtype and what its numbers can be."""
 
     shape: tuple[int, ...]
     dtype: str
+    law: Law = ANY
 
     @property
     def nbytes(self) -> int:
@@ -52,7 +54,7 @@ def empty_state(spec: Mapping[str, ArraySpec], ops: Ops, device: Device) -> dict
         If the array library has no such dtype.
     """
     arrays = {}
-    for name, (shape, dtype) in spec.items():
+    for name, (shape, dtype, _) in spec.items():
         kind = as_dtype("state_dtype", dtype, ops.xp)
         arrays[name] = ops.xp.zeros(shape, dtype=kind, device=device)
     return arrays
@@ -109,8 +111,27 @@ def buffer_spec(
     return {
         name: ArraySpec(codes, "uint8"),
         f"{name}_minimum": ArraySpec(scales, scale_dtype),
-        f"{name}_scale": ArraySpec(scales, scale_dtype),
+        f"{name}_scale": ArraySpec(scales, scale_dtype, NON_NEGATIVE),
     }
+
+
+def load_squares(kept: Array, dtype: DType, ops: Ops) -> Array:
+    """Return a second moment that was kept by `store_squares`."""
+    wide = ops.astype(kept, dtype)
+    return wide * wide if _holds_roots(kept.dtype, ops) else wide
+
+
+def store_squares(x: Array, dtype: DType, step: int | Array, ops: Ops) -> Array:
+    """Return a second moment as it is kept: in float16, which holds no squares of small gradients, its root."""
+    if _holds_roots(dtype, ops):
+        # Below its least number float16 would have zero, and Adam divide by it.
+        root = ops.xp.sqrt(x)
+        x = ops.xp.maximum(root, ops.xp.full_like(root, 2.0**-24))
+    return store(x, dtype, step, 2, ops)
+
+
+def _holds_roots(dtype: DType, ops: Ops) -> bool:
+    return bool(dtype == getattr(ops.xp, "float16", None))
 
 
 def load_buffer(

@@ -109,7 +109,7 @@ class TrionConfig:
         return own * max(1, -(-layout.rank // (2 * own)))
 
     def state_spec(self, shape: tuple[int, ...], dtype: str = "float32") -> dict[str, ArraySpec]:
-        """Return shape and dtype of every array of the state of matrices of ``shape``.
+        """Return shape, dtype and law of every array of the state of matrices of ``shape``.
 
         ``dtype`` names the dtype the momentum is kept in unless ``state_dtype`` says otherwise.
         """

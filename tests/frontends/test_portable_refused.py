@@ -2,6 +2,8 @@
 
 import functools
 import json
+import math
+import os
 import sys
 
 import jax
@@ -168,6 +170,65 @@ def beside(given):
 def test_other_arrays_are_refused(file, framework, arrays, message):
     rewritten(file, arrays=arrays)
     refused(stepped(framework), file, message)
+
+
+@pytest.mark.parametrize("framework", RUNS)
+@pytest.mark.parametrize(
+    ("array", "number", "message"),
+    [
+        (
+            "layers.0.up.weight/second_moment",
+            -1,
+            "second_moment of 'layers.0.up.weight' .* least 0",
+        ),
+        ("layers.0.up.weight/first_moment", math.nan, "first_moment of .* must be finite"),
+        ("layers.0.up.weight/indices", 12, r"indices of .* ascending from 0 to 11, got .* 12"),
+        ("norm.weight/second_moment", math.inf, "second_moment of 'norm.weight' .* finite"),
+    ],
+)
+def test_numbers_that_state_cannot_have_are_refused(file, framework, array, number, message):
+    rewritten(file, arrays=lambda given: {**given, array: torch.full_like(given[array], number)})
+    refused(stepped(framework), file, message)
+
+
+@pytest.mark.parametrize("framework", RUNS)
+@pytest.mark.parametrize(
+    "step", ["-1", "2.5", "1e999", '"3"', "true", "null", "[]", "1" + 30 * "0"]
+)
+def test_counts_that_are_none_are_refused(file, framework, step):
+    with safetensors.safe_open(file, framework="pt") as opened:
+        parameters = opened.metadata()["parameters"]
+    rewritten(file, {"parameters": parameters.replace('"step": 3', f'"step": {step}')})
+    refused(stepped(framework), file, "must have whole metadata, got ")
+
+
+@pytest.mark.parametrize("framework", RUNS)
+@pytest.mark.parametrize("damage", ["nested", "nameless"])
+def test_metadata_of_another_make_is_refused(file, framework, damage):
+    if damage == "nested":
+        rewritten(file, {"rules": "[" * 100_000})
+        message = "must have whole metadata, got .*RecursionError"
+    else:
+        # Arrays of a parameter of which the metadata say nothing.
+        with safetensors.safe_open(file, framework="pt") as opened:
+            rows = json.loads(opened.metadata()["parameters"])
+        del rows["norm.weight"]
+        rewritten(file, {"parameters": json.dumps(rows)})
+        message = "must have a state of 'norm.weight', got none"
+    refused(stepped(framework), file, message)
+
+
+@pytest.mark.parametrize("framework", RUNS)
+def test_what_is_no_plain_file_is_refused(tmp_path, framework):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, tmp_path):
+        with pytest.raises(ValueError, match=f"path must be a plain file, got {path}"):
+            stepped(framework).load(path)
+    for path, error in ((pipe, ValueError), (tmp_path / "nowhere" / "file", FileNotFoundError)):
+        with pytest.raises(error, match=str(path)):
+            stepped(framework).save(path)
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
 
 
 @pytest.mark.parametrize("framework", RUNS)

@@ -107,3 +107,21 @@ def test_moments_are_kept_in_the_dtype_asked_for(state_dtype):
         state["first_moment"].dtype == state["second_moment"].dtype == getattr(torch, state_dtype)
     )
     assert parameter.dtype == torch.float32
+
+
+def test_narrow_state_ends_where_wide_state_does():
+    x = torch.randn(256, 32, generator=torch.Generator().manual_seed(0))
+    y, ends = torch.sin(2 * x), {}
+    for dtype in (None, "bfloat16", "float16"):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(
+            torch.nn.Linear(32, 64), torch.nn.Tanh(), torch.nn.Linear(64, 32)
+        )
+        optimizer = DCTAdamW(model.parameters(), lr=3e-3, rank=8, state_dtype=dtype)
+        for _ in range(200):
+            loss = (model(x) - y).square().mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        ends[dtype] = loss.item()
+    assert max(ends.values()) < 1.1 * ends[None]

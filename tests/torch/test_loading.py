@@ -363,3 +363,79 @@ def test_a_state_dict_and_a_file_go_on_under_the_same_other_options(option, tmp_
             taken.append("goes on")
     assert taken[0] == taken[1]
     assert taken[0] is True or taken[0] == "goes on"
+
+
+@pytest.mark.parametrize(
+    ("options", "place", "entry", "value", "message"),
+    [
+        ({}, 0, "second_moment", -1.0, "second_moment of parameter 0 .* at least 0, got .* -1"),
+        ({}, 0, "first_moment", float("nan"), "first_moment of parameter 0 .* finite"),
+        ({}, 0, "indices", 12, "indices of parameter 0 .* ascending from 0 to 9"),
+        ({}, 0, "indices", torch.tensor([0.0, 1.0, 2.0, 3.0]), "must be int32, got .*float32"),
+        ({}, 0, "first_moment", torch.zeros(24, 4, dtype=torch.complex64), "must be float32, got"),
+        ({}, 0, "first_moment", torch.empty(24, 4, device="meta"), "a tensor with numbers"),
+        ({}, 0, "step", -5, "step of parameter 0 .* integer of at least 0, got -5"),
+        ({}, 2, "step", torch.tensor(1.5), "step of .* integer of at least 0, got 1.5"),
+        ({}, 2, "exp_avg_sq", -1.0, "exp_avg_sq of .* at least 0"),
+        ({"residual": "scaled"}, 0, "residual_norm", 2.5, "must be a tensor, got float"),
+        ({"bias_correction": "column"}, 0, "ages", -1, "ages of .* at least 0"),
+    ],
+    ids=str,
+)
+def test_numbers_that_state_cannot_have_are_refused(options, place, entry, value, message):
+    optimizer = trained(**options)
+    saved = copy.deepcopy(trained(3, **options).state_dict())
+    state = saved["state"][place]
+    if torch.is_tensor(value) or entry in ("step", "residual_norm"):
+        state[entry] = value
+    else:
+        state[entry].fill_(value)
+    message = message.replace("parameter 0", "(parameter 0|first)")
+    with unchanged(optimizer), pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(saved)
+    train(optimizer, all_parameters(optimizer), 1)
+
+
+def test_an_error_after_loading_puts_everything_back():
+    optimizer = trained()
+
+    def fail(_):
+        raise RuntimeError("no")
+
+    handle = optimizer.register_load_state_dict_post_hook(fail)
+    with unchanged(optimizer), pytest.raises(RuntimeError, match="no"):
+        optimizer.load_state_dict(trained(3).state_dict())
+    handle.remove()
+    train(optimizer, all_parameters(optimizer), 1)
+
+
+@pytest.mark.parametrize("optimizer_type", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        (torch.float32, torch.float64),
+        (torch.float64, torch.float32),
+        (torch.bfloat16, torch.float64),
+        (torch.float64, torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_a_run_goes_on_in_another_precision(optimizer_type, first, then):
+    given = parameters(*SHAPES, dtype=first)
+    optimizer = optimizer_type(given, lr=0.02, rank=4)
+    train(optimizer, given, 2)
+    others = [torch.nn.Parameter(p.detach().to(then)) for p in given]
+    other = optimizer_type(others, lr=0.02, rank=4)
+    other.load_state_dict(optimizer.state_dict())
+    fresh = optimizer_type(
+        [torch.nn.Parameter(p.detach().clone()) for p in others], lr=0.02, rank=4
+    )
+    train(fresh, all_parameters(fresh), 1)
+    train(other, others, 1)
+    for p, q in zip(others, all_parameters(fresh), strict=True):
+        kinds = [
+            {k: v.dtype for k, v in o.state[x].items() if torch.is_tensor(v)}
+            for o, x in ((other, p), (fresh, q))
+        ]
+        assert kinds[0] == kinds[1]
+        assert torch.isfinite(p).all()

@@ -116,3 +116,18 @@ def test_scheduled_run_resumes_through_both_state_dicts():
             train(one, theirs, 1, start=step)
             schedule.step()
     assert_same_bits(again, given)
+
+
+def test_a_warm_up_from_zero_counts_all_parameters_alike():
+    # Behind a last layer of zeros the others' first gradients are zero.
+    up, down = torch.nn.Linear(40, 36), torch.nn.Linear(36, 40)
+    torch.nn.init.zeros_(down.weight)
+    optimizer = DCTAdamW([*up.parameters(), *down.parameters()], lr=1e-3, rank=4)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 5))
+    x = torch.ones(3, 40)
+    for _ in range(3):
+        (down(torch.tanh(up(x))) - x).square().mean().backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    assert {int(state["step"]) for state in optimizer.state.values()} == {3}
