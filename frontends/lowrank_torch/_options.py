@@ -70,6 +70,8 @@ class GroupOptions:
 
     def make_plain(self, group: MutableMapping[str, Any]) -> None:
         """Give a group Python's own numbers in the place of others."""
+        if torch.compiler.is_compiling():
+            return  # what a graph follows is a number of its own
         for name in self._numbers:
             value = group.get(name)
             if isinstance(value, (tuple, list)):
