@@ -43,7 +43,8 @@ class DCTAdamWConfig:
     score
         Norm by which columns are chosen, ``"l2"`` or ``"l1"``.
     refresh_every
-        Columns are chosen anew at step 1 and at every step divisible by this.
+        Columns are chosen anew at step 1 and at every step divisible by this; after a first gradient of zeros, at the
+        first step whose gradient is none. A gradient of zeros leaves columns and moments where they are.
     side
         ``"right"`` transforms rows, ``"left"`` columns, ``"auto"`` along the shorter dimension.
     method
@@ -284,7 +285,8 @@ class DCTAdamWState(NamedTuple):
     first_moment: Array
     #: Running mean of their squares, of the same shape; in float16 the root of it.
     second_moment: Array
-    #: The chosen columns of a fixed basis, ``(..., r)`` int32, ascending.
+    #: The chosen columns of a fixed basis, ``(..., r)`` int32, ascending; a place that no column has won, all others
+    #: being rounding, holds one as ``j - size``.
     indices: MaybeArray = None
     #: The vectors of a basis that is not fixed, ``(..., size, r)``.
     vectors: MaybeArray = None
