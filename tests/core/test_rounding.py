@@ -153,6 +153,8 @@ def test_narrow_state_stays_near_wide_state(xp, dtype, residual):
             continue
         assert dtype_name(narrow) == dtype
         found, expected = to_numpy(narrow), to_numpy(wide)
+        if name == "second_moment" and dtype == "float16":
+            found = found.astype(np.float64) ** 2  # kept as its root
         # Fifteen roundings, most of which have decayed.
         error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
         assert 0 < error < 8 * 2.0 ** -DIGITS[dtype]
