@@ -41,7 +41,7 @@ class Scratch:
         wanted = np.dtype(_NUMPY[dtype])
         size = int(np.prod(shape)) * wanted.itemsize
         if size < _LARGE:
-            return torch.from_numpy(np.empty(tuple(shape), wanted))
+            return empty(shape, dtype)
         try:
             memory = self._kept.popleft()
         except IndexError:

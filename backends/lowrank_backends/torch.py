@@ -196,7 +196,7 @@ class TorchOps(StandardOps[Tensor]):
 
     def take(self, x: Tensor, indices: Tensor, *, axis: int) -> Tensor:
         """Return rows or columns of matrices by a gather that looks for no negative indices."""
-        index = indices.long()
+        index = self.as_index(indices)
         if index.ndim == 1:
             return x.index_select(axis, index)
         if (
@@ -228,14 +228,14 @@ class TorchOps(StandardOps[Tensor]):
 
     def take_along(self, x: Tensor, indices: Tensor) -> Tensor:
         """Return entries of vectors, likewise."""
-        return x.gather(-1, indices.long())
+        return x.gather(-1, self.as_index(indices))
 
     def put(self, values: Tensor, indices: Tensor, size: int, *, axis: int) -> Tensor:
         """Return zeros with ``values`` at ``indices``, by a scatter."""
         shape = list(values.shape)
         shape[axis] = size
         full = values.new_zeros(shape)
-        index = indices.long()
+        index = self.as_index(indices)
         if index.ndim == 1:
             return full.index_copy_(axis, index, values)
         return full.scatter_(axis, expand_index(index, values, axis, self.xp), values)
@@ -250,8 +250,7 @@ class TorchOps(StandardOps[Tensor]):
             return build()
         # An inference tensor would be of no use to a later caller that follows gradients.
         with torch.inference_mode(False), torch.no_grad():
-            key = key, torch._guards.detect_fake_mode()
-            value: Any = self.constants.get(key, build)
+            value: Tensor = super().constant((key, torch._guards.detect_fake_mode()), build)
         return value
 
 

@@ -8,7 +8,6 @@ the results. While it is on its way, further steps begin.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
-from operator import attrgetter
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
@@ -131,7 +130,7 @@ class CollectiveScheduler:
         pending: _Batch | None = None
         for held, step in steps:
             _advance(step, held, None, waiting)
-            if sum(map(_held, waiting)) >= self.window:
+            if sum(one.held for one in waiting) >= self.window:
                 waiting, pending = self._turn(waiting, pending)
         while waiting or pending:
             waiting, pending = self._turn(waiting, pending)
@@ -142,7 +141,7 @@ class CollectiveScheduler:
         """Send what is asked for; then wait for what was sent before, and return what its steps ask for next."""
         sent = None
         if waiting:
-            requests = list(map(attrgetter("request"), waiting))
+            requests = [one.request for one in waiting]
             sent = _Batch(waiting, _Collectives(requests, self.count))
         after: list[_Waiting] = []
         if pending is not None:
@@ -157,9 +156,6 @@ class _Waiting(NamedTuple):
     step: ShardedSteps[None]
     held: int
     request: Request
-
-
-_held = attrgetter("held")
 
 
 class _Batch(NamedTuple):
@@ -184,13 +180,13 @@ class _Collectives:
     """Requests on their way, in as few collectives as they allow."""
 
     def __init__(self, requests: Sequence[Request], count: Callable[[str, Tensor], None]) -> None:
-        self._answers: list[list[Tensor]] = [[]] * len(requests)
+        self._answers: list[list[Tensor]] = [[] for _ in requests]
         buckets: dict[Any, list[int]] = {}
         for place, request in enumerate(requests):
             buckets.setdefault(request.bucket, []).append(place)
         self._issued = []
         for places in buckets.values():
-            own = list(map(requests.__getitem__, places))
+            own = [requests[place] for place in places]
             launch = {"all_reduce": _sum, "all_gather": _gather, "all_to_all": _swap}[own[0].kind]
             result, work, split = launch(own)
             count(own[0].kind, result)

@@ -48,7 +48,9 @@ def compressed_gradients(model: DistributedDataParallel, optimizer: Any) -> None
         If the options of no group allow it.
     """
     optimizer = unwrapped(optimizer)
-    if not any(_may_project(optimizer, group) for group in optimizer.param_groups):
+    if not any(
+        _may_project(optimizer.check_options(group), group) for group in optimizer.param_groups
+    ):
         raise ValueError(
             "compressed_gradients needs a group with residual='discard', refresh_every above 1 and a fixed basis, got "
             "none: other steps need whole gradients"
@@ -58,8 +60,7 @@ def compressed_gradients(model: DistributedDataParallel, optimizer: Any) -> None
     model.register_comm_hook(state, lambda state, bucket: _average(state, bucket))  # noqa: PLW0108
 
 
-def _may_project(optimizer: LowRankOptimizer, group: dict[str, Any]) -> bool:
-    config = optimizer.check_options(group)
+def _may_project(config: Any, group: dict[str, Any]) -> bool:
     return (
         group["algorithm"] != "adamw"
         and getattr(config, "projects", False)
@@ -95,9 +96,9 @@ def _ways(optimizer: LowRankOptimizer, parameters: Sequence[Tensor]) -> list[_Wa
 def _way(optimizer: LowRankOptimizer, parameter: Tensor) -> _Way | None:
     place, _ = optimizer.place_of(parameter)
     group, state = optimizer.param_groups[place], optimizer.state[parameter]
-    if not _may_project(optimizer, group):
-        return None
     config = optimizer.check_options(group)
+    if not _may_project(config, group):
+        return None
     plan = optimizer.plan_of(parameter, group, config)
     if plan.uses_adamw or optimizer.chooses_next(parameter, group, config):
         return None

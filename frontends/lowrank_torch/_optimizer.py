@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from functools import partial
-from operator import itemgetter
 from typing import Any, ClassVar, Self, TypeAlias
 
 import torch
@@ -206,8 +205,8 @@ class LowRankOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        sizes = map(len, map(itemgetter("params"), self.param_groups))
-        self._step_some(tuple(enumerate(map(range, sizes))))
+        everything = (range(len(group["params"])) for group in self.param_groups)
+        self._step_some(tuple(enumerate(everything)))
         return loss
 
     @torch.no_grad()
@@ -284,9 +283,7 @@ class LowRankOptimizer(Optimizer):
         plan = self.plan_of(parameter, group, config)
         if plan.uses_adamw or plan.sharding or not state or self.rule.project is None:
             return
-        if not config.projects:
-            return
-        if self.chooses_next(parameter, group, config):
+        if not config.projects or self.chooses_next(parameter, group, config):
             return
         bound = self._planner.bound(plan, config, parameter.device)
         project = Projection(state, plan, bound, self.rule)
@@ -373,19 +370,19 @@ class LowRankOptimizer(Optimizer):
 
         Nothing is changed before all parameters have been checked.
         """
-        schedule, plans = Schedule(key, self.rule), {}
+        schedule = Schedule(key, self.rule)
         had_state = all(member.state for member in members.values())
-        groups = [self.param_groups[number] for number, _ in chosen]
-        for (number, _), group, config in zip(chosen, groups, configs, strict=True):
-            for place, member in members.items():
-                if place[0] == number:
-                    plans[place] = self.plan_of(member.parameter, group, config)
+        config_of = {number: config for (number, _), config in zip(chosen, configs, strict=True)}
+        planned: dict[int, list[tuple[Member, Plan]]] = {number: [] for number in config_of}
+        for (number, _), member in members.items():
+            plan = self.plan_of(member.parameter, member.group, config_of[number])
+            planned[number].append((member, plan))
         only_state = self._only_makes_state(chosen, members)
-        for (number, _), group, config in zip(chosen, groups, configs, strict=True):
-            own = [(members[place], plan) for place, plan in plans.items() if place[0] == number]
-            ready = self._with_state(own, config)
+        for number, config in config_of.items():
+            ready = self._with_state(planned[number], config)
             members.update((member.place, member) for member, _ in ready)
-            schedule.add([] if only_state else ready, group, config, self._planner)
+            own = [] if only_state else ready
+            schedule.add(own, self.param_groups[number], config, self._planner)
         projects = any(member.projected is not None for member in members.values())
         if had_state and not projects and not torch.compiler.is_compiling():
             self._schedules[chosen] = schedule

@@ -45,7 +45,7 @@ class Stack(NamedTuple):
     #: About how many bytes a step holds while it waits for other ranks, the same number on every rank.
     held_bytes: int
     #: The stacks of matrices, by number, that are known to have columns chosen for every matrix.
-    decided: set[int] | None = None
+    decided: set[int]
 
 
 def is_plain(parameter: Tensor) -> bool:
@@ -181,7 +181,7 @@ def _due(stack: Stack, bound: BoundMatrices, states: Sequence[Any]) -> Any:
     """
     if bool(bound.step.config.refreshes(states[0].step + 1)):
         return True
-    if stack.decided is None or bound.number in stack.decided or torch.compiler.is_compiling():
+    if bound.number in stack.decided or torch.compiler.is_compiling():
         # A graph cannot branch on what it computes: compiled, columns are chosen when they are due.
         return False
     masks = [stack.rule.due(state, bound.step) for state in states]

@@ -37,10 +37,7 @@ class Cosine(Basis):
         self, x: Array, ops: Ops, *, axis: int, method: str, norms: Sequence[str]
     ) -> Coefficients[Array]:
         """Return the DCT-II with the sums over its columns, which may spare it the order of coefficients."""
-        if method == "auto":
-            by_matrix = self.by_matrix(x.shape[axis], method, ops.device_of(x), ops)
-            method = "matmul" if by_matrix else "fft"
-        if method == "matmul":
+        if self.by_matrix(x.shape[axis], method, ops.device_of(x), ops):
             return super().transform_scored(x, ops, axis=axis, method=method, norms=norms)
         return ops.dct_scored(x, axis=axis, norms=norms)
 
