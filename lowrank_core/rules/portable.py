@@ -8,7 +8,8 @@ The file is in the safetensors format. The state of the parameter ``NAME`` is ar
 
 The file's metadata holds ``format``, ``version`` and, as JSON, ``parameters``: for every name the ``step`` count, the
 ``shapes`` of its stacks and the number of its rule among ``rules``, which hold the algorithm and those of its options
-that state depends on. A parameter that was never stepped may have no arrays.
+that state depends on. A parameter that was never stepped may have no arrays. ``checksum`` is
+that of the whole file; files from before there was one have none.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+from lowrank_core._checksum import CHECKSUM, UNKNOWN, is_sealed_right, seal
 from lowrank_core._files import check_plain, replacing
 from lowrank_core.layout import with_fitting_rank
 from lowrank_core.rules.laws import NON_NEGATIVE, check_count, check_law
@@ -28,6 +30,7 @@ from lowrank_core.rules.state import ArraySpec
 
 FORMAT = "lowrank-core optimizer state"
 VERSION = 1
+_METADATA = {"format", "version", "rules", "parameters", CHECKSUM}
 
 # What safetensors calls the dtypes that state can have.
 _DTYPES = {
@@ -176,9 +179,11 @@ def write(
         "version": str(VERSION),
         "rules": json.dumps(rules),
         "parameters": json.dumps(rows),
+        CHECKSUM: UNKNOWN,
     }
     with replacing(path) as aside:
         save_file(arrays, aside, metadata=metadata)
+        seal(aside)
 
 
 def read(
@@ -232,7 +237,7 @@ def read(
     return {name: Saved(rows[name]["step"], arrays[name]) for name in rows}
 
 
-def _header(path: object, metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+def _header(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """Return what the metadata say of every parameter: its step count, rule and shapes."""
     kind, version = metadata.get("format"), metadata.get("version")
     if kind != FORMAT:
@@ -241,7 +246,12 @@ def _header(path: object, metadata: Mapping[str, str]) -> dict[str, dict[str, An
         raise ValueError(
             f"path must be of version {VERSION}, which this lowrank-core reads, got {path} of version {version}"
         )
+    if CHECKSUM in metadata and not is_sealed_right(path):
+        raise ValueError(f"path must be a file as it was written, got {path} of another checksum")
     try:
+        # A name with a flipped bit in it, maybe that of the checksum.
+        if unknown := metadata.keys() - _METADATA:
+            raise LookupError(*sorted(unknown))
         rows, rules = json.loads(metadata["parameters"]), json.loads(metadata["rules"])
         for name, row in rows.items():
             shapes = tuple(tuple(map(_integer, shape)) for shape in row["shapes"])

@@ -111,11 +111,11 @@ def test_kernel_that_is_not_turned_is_refused(file):
 
 
 def rewritten(file, metadata=None, arrays=None):
-    """Write the file again with other metadata or arrays."""
+    """Write the file again with other metadata or arrays, and without a checksum."""
     with safetensors.safe_open(file, framework="pt") as opened:
         old = opened.metadata()
     kept = {name: array.clone() for name, array in safetensors.torch.load_file(file).items()}
-    wanted = {**old, **(metadata or {})}
+    wanted = {**old, "checksum": None, **(metadata or {})}
     wanted = {key: value for key, value in wanted.items() if value is not None}
     safetensors.torch.save_file((arrays or (lambda given: given))(kept), file, metadata=wanted)
 
@@ -236,6 +236,25 @@ def test_what_is_no_plain_file_is_refused(tmp_path, framework):
 def test_damaged_file_is_refused(file, framework, cut):
     file.write_bytes(file.read_bytes()[:cut])
     refused(stepped(framework), file, "path must be a whole safetensors file, got .*file: ")
+
+
+@pytest.mark.parametrize("framework", RUNS)
+def test_a_flipped_bit_is_noticed(file, framework):
+    whole = file.read_bytes()
+    run = stepped(framework)
+    # The lowest bit of a moment, and of the name of the checksum.
+    for place in (len(whole) - 3, whole.index(b'"checksum"') + 3):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        refused(run, file, "another checksum|must have whole metadata, got .*LookupError")
+    file.write_bytes(whole)
+    run.load(file)
+
+
+@pytest.mark.parametrize("framework", RUNS)
+def test_a_file_from_before_there_was_a_checksum_is_loaded(file, framework):
+    rewritten(file)
+    assert b"checksum" not in file.read_bytes()
+    stepped(framework).load(file)
 
 
 @pytest.mark.parametrize("framework", RUNS)
