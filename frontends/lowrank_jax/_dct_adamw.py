@@ -11,6 +11,7 @@ from lowrank_core import DCTAdamWConfig
 from lowrank_core._typing import Scalar
 from lowrank_core.rules.known import DCT_ADAMW
 from lowrank_jax._axes import AxesRule, axes_by_name
+from lowrank_jax._nonfinite import watched
 from lowrank_jax._options import check_adam, check_rates, config_of, shows_options
 from lowrank_jax._precision import in_wide_precision
 from lowrank_jax._scale import Options, scale_by_rule
@@ -77,6 +78,7 @@ def dct_adamw(
     *,
     rank: int | float,
     matrix_axes: AxesRule = axes_by_name,
+    nonfinite: str = "propagate",
     **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW whose moments live on the few basis columns each gradient aligns with.
@@ -94,6 +96,10 @@ def dct_adamw(
         all by default.
     rank, matrix_axes, **options
         As in `scale_by_dct_adam`.
+    nonfinite
+        What is done about an update that holds NaN or infinity: ``"propagate"`` steps on it; ``"skip"`` returns zeros
+        and the state as it was, and counts in it (that of `optax.apply_if_finite`, which the whole is wrapped in);
+        ``"raise"`` is an error that names the leaf, for steps that are not traced.
 
     Returns
     -------
@@ -110,10 +116,11 @@ def dct_adamw(
     I.-V. Modoranu et al., arXiv 2505.17967; for AdamW, I. Loshchilov and F. Hutter, arXiv 1711.05101.
     """
     check_rates(learning_rate, weight_decay, mask)
-    return in_wide_precision(
+    whole = in_wide_precision(
         optax.chain(
             scale_by_dct_adam(b1, b2, eps, rank=rank, matrix_axes=matrix_axes, **options),
             optax.add_decayed_weights(weight_decay, mask),
             optax.scale_by_learning_rate(learning_rate),
         )
     )
+    return watched(whole, nonfinite)

@@ -11,6 +11,7 @@ from lowrank_core import TrionConfig
 from lowrank_core._typing import Scalar
 from lowrank_core.rules.known import TRION
 from lowrank_jax._axes import AxesRule, axes_by_name
+from lowrank_jax._nonfinite import watched
 from lowrank_jax._options import check_adam, check_rates, config_of, shows_options
 from lowrank_jax._precision import in_wide_precision
 from lowrank_jax._scale import Options, scale_by_rule
@@ -78,6 +79,7 @@ def trion(
     b2: Scalar = 0.95,
     eps: Scalar = 1e-8,
     matrix_axes: AxesRule = axes_by_name,
+    nonfinite: str = "propagate",
     **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """Muon with a low-rank update: momentum orthonormalised on the basis columns it aligns with best.
@@ -98,6 +100,10 @@ def trion(
         all by default.
     rank, b1, b2, eps, matrix_axes, **options
         As in `scale_by_trion`.
+    nonfinite
+        What is done about an update that holds NaN or infinity: ``"propagate"`` steps on it; ``"skip"`` returns zeros
+        and the state as it was, and counts in it (that of `optax.apply_if_finite`, which the whole is wrapped in);
+        ``"raise"`` is an error that names the leaf, for steps that are not traced.
 
     Returns
     -------
@@ -117,10 +123,11 @@ def trion(
     scale = scale_by_trion(
         momentum, rank=rank, b1=b1, b2=b2, eps=eps, matrix_axes=matrix_axes, **options
     )
-    return in_wide_precision(
+    whole = in_wide_precision(
         optax.chain(
             scale,
             optax.add_decayed_weights(weight_decay, mask),
             optax.scale_by_learning_rate(learning_rate),
         )
     )
+    return watched(whole, nonfinite)

@@ -106,19 +106,25 @@ class CollectiveScheduler:
 
     def idle(self, parameters: Sequence[Any]) -> list[Any]:
         """Return the parameters whose gradients are zero on all ranks."""
+        busy = set(self.flagged(parameters, _is_busy))
+        return [parameter for parameter in parameters if parameter not in busy]
+
+    def flagged(self, parameters: Iterable[Any], flag: Callable[[Any], Tensor]) -> list[Any]:
+        """Return the parameters of which any rank that has a part of them says ``flag``, a boolean; read together."""
         found: dict[Any, list[Any]] = {}
         for parameter in parameters:
-            found.setdefault(getattr(parameter, "device_mesh", None), []).append(parameter)
-        idle = []
-        for mesh, own in found.items():
-            flags = [_is_other_than_zero(local_gradient(parameter)) for parameter in own]
+            place = getattr(parameter, "device_mesh", None), parameter.device
+            found.setdefault(place, []).append(parameter)
+        flagged = []
+        for (mesh, _), own in found.items():
+            flags = [flag(parameter) for parameter in own]
             together = torch.stack(flags).to(torch.int32)
             for dim in range(0 if mesh is None else mesh.ndim):
                 if mesh.size(dim) > 1:
                     dist.all_reduce(together, dist.ReduceOp.MAX, mesh.get_group(dim))
                     self.count("all_reduce", together)
-            idle += [p for p, flag in zip(own, together.tolist(), strict=True) if not flag]
-        return idle
+            flagged += [p for p, said in zip(own, together.tolist(), strict=True) if said]
+        return flagged
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # PyTorch does not type it
     def run(self, steps: Iterable[tuple[int, ShardedSteps[None]]]) -> None:
@@ -257,7 +263,9 @@ def _swap(requests: Sequence[Request]) -> _Launched:
     return result, work, split
 
 
-def _is_other_than_zero(gradient: Tensor) -> Tensor:
+def _is_busy(parameter: Any) -> Tensor:
+    """Return whether a gradient is other than zero."""
+    gradient = local_gradient(parameter)
     # What has no numbers to read (a fake tensor) counts as a step.
     if type(gradient) is not Tensor or gradient.device.type == "meta":
         return torch.tensor(True, device="cpu")

@@ -48,7 +48,10 @@ class DCTAdamW(LowRankOptimizer):
         - ``foreach``: step small matrices of the same shape together, stacked, ``True`` by default. A choice of speed
           alone, up to rounding;
         - ``stochastic_rounding``: write parameters narrower than float32 rounded at random, with odds by distance,
-          so that small updates and weight decay are not lost.
+          so that small updates and weight decay are not lost;
+        - ``nonfinite``: what is done about a gradient that holds NaN or infinity. ``"propagate"`` steps on it,
+          ``"skip"`` leaves everything as it is and counts in ``skipped_steps``, ``"raise"`` is an error that names the
+          parameter, before anything has changed. The last two wait for the device at every step.
 
         Each may also be set in a group.
 

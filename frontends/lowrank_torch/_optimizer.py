@@ -26,6 +26,7 @@ from lowrank_torch._index import ParameterIndex
 from lowrank_torch._input import check_gradient, check_not_flat, is_zero_lr
 from lowrank_torch._loading import as_saved
 from lowrank_torch._names import name_alike, parameter_name
+from lowrank_torch._nonfinite import are_finite, is_watched
 from lowrank_torch._options import BOOKKEEPING, LATER_OPTIONS, GroupOptions
 from lowrank_torch._plan import Member, Place, Plan
 from lowrank_torch._planner import Planner
@@ -56,6 +57,9 @@ class LowRankOptimizer(Optimizer):
     #: Bytes of copies and coefficients that sharded steps may hold while they wait for a collective. With more, what is
     #: waiting is sent, and is on its way while further steps begin.
     window_bytes: int = 2**29
+    #: Steps of this object that were skipped because a gradient was not finite (see the option ``nonfinite``); with
+    #: steps in backward those of each parameter.
+    skipped_steps: int = 0
 
     def __init__(
         self,
@@ -198,8 +202,8 @@ class LowRankOptimizer(Optimizer):
         Raises
         ------
         TypeError, ValueError
-            For a sparse or complex gradient, an option that has become invalid or a state that no longer fits
-            the options; nothing has changed then.
+            For a sparse or complex gradient, or one that is not finite where ``nonfinite`` says so, an option that has
+            become invalid or a state that no longer fits the options; nothing has changed then.
         """
         loss = None
         if closure is not None:
@@ -218,6 +222,10 @@ class LowRankOptimizer(Optimizer):
     def _step_some(self, chosen: Chosen) -> None:
         """Step the chosen parameters that have a gradient."""
         configs, members, key = self._members(chosen)
+        watched = any(is_watched(self.param_groups[number]) for number, _ in chosen)
+        if watched and not are_finite(members.values(), self._scheduler, self.name_of):
+            self.skipped_steps += 1
+            return
         schedule = None if torch.compiler.is_compiling() else self._schedules.get(chosen)
         if schedule is None or schedule.key != key:
             schedule = self._scheduled(chosen, configs, members, key)

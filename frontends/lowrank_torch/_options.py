@@ -11,7 +11,7 @@ import torch
 
 from lowrank_core._checks import check_betas, check_choice, check_number
 from lowrank_core.ops.precision import dtype_name
-from lowrank_core.rules.options import number_options, structural_options
+from lowrank_core.rules.options import NONFINITE, number_options, structural_options
 from lowrank_core.rules.rule import Rule
 from lowrank_torch._input import check_lr, plain_number
 from lowrank_torch._matrices import SHAPE_OPTIONS, check_shape_options
@@ -20,7 +20,10 @@ from lowrank_torch._matrices import SHAPE_OPTIONS, check_shape_options
 BOOKKEEPING = {"params", "param_names", "name", "initial_lr"}
 
 #: Options that groups have not always had, with what they did before: state dicts that lack them are loaded so.
-LATER_OPTIONS: Mapping[str, Any] = {"transposed": SHAPE_OPTIONS["transposed"]}
+LATER_OPTIONS: Mapping[str, Any] = {
+    "transposed": SHAPE_OPTIONS["transposed"],
+    "nonfinite": "propagate",
+}
 
 
 def canonical(value: Any) -> Any:
@@ -52,7 +55,8 @@ class GroupOptions:
         """Return the options that both algorithms have, with their defaults."""
         defaults = {field.name: field.default for field in self._fields}
         defaults |= {"algorithm": self.rule.name, **SHAPE_OPTIONS}
-        return defaults | {"maximize": False, "stochastic_rounding": False, "foreach": True}
+        own = {"maximize": False, "stochastic_rounding": False, "foreach": True}
+        return defaults | own | {"nonfinite": "propagate"}
 
     def check(self, group: Mapping[str, Any]) -> Any:
         """Return the core's configuration of a group, every option checked."""
@@ -62,6 +66,7 @@ class GroupOptions:
         check_choice("maximize", group["maximize"], (False, True))
         check_choice("stochastic_rounding", group["stochastic_rounding"], (False, True))
         check_choice("foreach", group["foreach"], (False, True))
+        check_choice("nonfinite", group["nonfinite"], NONFINITE)
         check_shape_options(group)
         self._check_numbers(group)
         check_number("eps", group["eps"], low=0)

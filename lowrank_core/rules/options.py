@@ -14,6 +14,9 @@ from lowrank_core.ops.precision import dtype_name
 
 _NUMBER, _SPEED = "number", "speed"
 
+#: What frontends do about gradients that are not finite: step on them, skip the step, or raise an error.
+NONFINITE = ("propagate", "skip", "raise")
+
 
 def number(default: Any) -> Any:
     """Return a field for a number that may change from step to step, or be a traced value."""

@@ -222,3 +222,32 @@ def shaped() -> dict[str, Any]:
         rounded.step()
     found["rounded"] = [p.detach().float() for p in parameters]
     return found
+
+
+def nonfinite() -> dict[str, Any]:
+    """What each process does about NaN in a shard of the last one."""
+    place = placer("rows")
+    optimizer = build(DCTAdamW, place)
+    parameters = parameters_of(optimizer)
+    train(optimizer, 1, place)
+    before = [local.to_local().clone() for local in parameters]
+    last = dist.get_rank() == dist.get_world_size() - 1
+    for parameter in parameters:
+        gradient: Any = parameter.grad
+        if last:
+            gradient.to_local().fill_(float("nan"))
+    found: dict[str, Any] = {}
+    for group in optimizer.param_groups:
+        group["nonfinite"] = "skip"
+    optimizer.step()
+    found["skipped"] = optimizer.skipped_steps
+    after = [local.to_local() for local in parameters]
+    found["unchanged"] = all(map(torch.equal, before, after))
+    for group in optimizer.param_groups:
+        group["nonfinite"] = "raise"
+    try:
+        optimizer.step()
+        found["raised"] = False
+    except ValueError:
+        found["raised"] = True
+    return found
