@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.optim.adamw import adamw
 
 from lowrank_core.ops.standard import Ops
-from lowrank_torch._apply import Dither, write_rounded
+from lowrank_torch._apply import Dither, rounded
+from lowrank_torch._commit import ALL, Done, at_once, to_the_end
 from lowrank_torch._input import followed
 from lowrank_torch._plan import Member
 from lowrank_torch._redistribute import own_rows
@@ -65,14 +68,17 @@ def adamw_step(
             wide.append(_Target(values, gradient, state))
         else:
             # Arithmetic in float32, one parameter's copy at a time; the write rounds once.
-            copy = values.float()
-            _run([_Target(copy, gradient.float(), state)], group)
             dither = None
             if group["stochastic_rounding"]:
-                dither = Dither(member.stream, int(state["step"]))
-            write_rounded(values, copy, dither, ops)
-    if wide:
-        _run(wide, group)
+                dither = Dither(member.stream, int(state["step"]) + 1)
+            done = Done()
+            target = _Target(values.float(), gradient.float(), state)
+            to_the_end(partial(_step_narrow, values, target, group, dither, done, ops), done)
+    fused = [target for target in wide if _is_fused(target, group)]
+    if len(fused) < len(wide):
+        _run([target for target in wide if not _is_fused(target, group)], group)
+    if fused:
+        at_once(_fused(fused, group))
 
 
 class _Target(NamedTuple):
@@ -81,6 +87,71 @@ class _Target(NamedTuple):
     values: Tensor
     gradient: Tensor
     state: dict[str, Any]
+
+
+def _step_narrow(
+    values: Tensor,
+    target: _Target,
+    group: Mapping[str, Any],
+    dither: Dither | None,
+    done: Done,
+    ops: Ops,
+) -> None:
+    """Do of a step on a copy of ``values`` what has not been ``done``, and round it into these."""
+    if not done.blocks:
+        if _is_fused(target, group):
+            at_once([*_fused([target], group), partial(done.blocks.add, "copy")])
+        else:
+            _run([target], group)
+    own = rounded(target.values, values.dtype, dither, ops)
+    at_once([partial(values.copy_, own), partial(done.blocks.add, ALL)])
+
+
+def _is_fused(target: _Target, group: Mapping[str, Any]) -> bool:
+    """Return whether PyTorch has one kernel for a step, which nothing can interrupt: of plain numbers on the CPU.
+
+    Elsewhere there is one too, but its counts are a device's, which the host would have to wait for.
+    """
+    values, gradient, state = target
+    return (
+        values.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and type(group["lr"]) is float
+        and gradient.dtype == values.dtype == state["exp_avg"].dtype
+        and values.is_contiguous()
+        and gradient.is_contiguous()
+        and state["exp_avg"].is_contiguous()
+        and all(type(x) in (Tensor, Parameter) for x in (values, gradient))
+    )
+
+
+def _fused(targets: Sequence[_Target], group: Mapping[str, Any]) -> list[Callable[[], object]]:
+    """Return the calls of PyTorch's that `_run` comes to by one kernel."""
+    calls: list[Callable[[], object]] = []
+    for dtype in _WIDE:
+        own = [target for target in targets if target.values.dtype == dtype]
+        if own:
+            beta1, beta2 = group["betas"]
+            steps = [target.state["step"] for target in own]
+            calls.append(partial(torch._foreach_add_, steps, 1))
+            kernel = partial(
+                torch._fused_adamw_,
+                [target.values for target in own],
+                [target.gradient for target in own],
+                [target.state["exp_avg"] for target in own],
+                [target.state["exp_avg_sq"] for target in own],
+                [],
+                steps,
+                amsgrad=False,
+                beta1=beta1,
+                beta2=beta2,
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                maximize=group["maximize"],
+            )
+            calls.append(kernel)
+    return calls
 
 
 def _run(targets: Sequence[_Target], group: Mapping[str, Any]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from lowrank_core.numerics.random import fold
 from lowrank_core.numerics.rounding import round_stochastically
 from lowrank_core.ops.standard import Ops
 from lowrank_core.subspace.update import slice_rows
+from lowrank_torch._commit import Done, at_once
 from lowrank_torch._tuning import CPU_BLOCK, DEVICE_BLOCK
 
 
@@ -31,7 +33,11 @@ class Write(NamedTuple):
     weight_decay: float
     ops: Ops
     #: For each parameter what rounds its write at random, or ``None``.
-    dithers: Sequence[Dither | None] = (None,)
+    dithers: Sequence[Dither | None]
+    #: What has been written, to be skipped.
+    done: Done
+    #: The number of the stack of matrices, and of the part of it.
+    key: tuple[int, ...]
 
 
 def apply_update(targets: Sequence[Tensor], update: LowRankUpdate, write: Write) -> None:
@@ -41,8 +47,9 @@ def apply_update(targets: Sequence[Tensor], update: LowRankUpdate, write: Write)
     """
     if len(targets) > 1:
         deltas: Any = materialize(update, ops=write.ops)
-        for target, delta, dither in zip(targets, deltas.unbind(), write.dithers, strict=True):
-            add_delta(target, delta, write, dither)
+        own = zip(targets, deltas.unbind(), write.dithers, strict=True)
+        for place, (target, delta, dither) in enumerate(own):
+            add_delta(target, delta, write, dither, place)
         return
     (target,) = targets
     dim = -2 if update.axis == -1 else -1
@@ -55,10 +62,12 @@ def apply_update(targets: Sequence[Tensor], update: LowRankUpdate, write: Write)
         return
 
     def add(start: int) -> None:
+        if (*write.key, start) in write.done.blocks:
+            return
         length = min(width, rows - start)
         part: Any = materialize(slice_rows(update, slice(start, start + length)), ops=write.ops)
         place = None if dither is None else dither._replace(place=dither.place + start)
-        add_delta(target.narrow(dim, start, length), part, write, place)
+        add_delta(target.narrow(dim, start, length), part, write, place, start)
 
     starts = range(0, rows, width)
     if target.device.type == "cpu":
@@ -68,26 +77,37 @@ def apply_update(targets: Sequence[Tensor], update: LowRankUpdate, write: Write)
             add(start)
 
 
-def add_delta(target: Tensor, delta: Tensor, write: Write, dither: Dither | None) -> None:
-    """Do ``target <- (1 - lr * weight_decay) * target - lr * delta`` in place; ``delta`` may be changed too."""
-    lr, weight_decay, ops, _ = write
-    exact = target if target.dtype == delta.dtype else target.to(delta.dtype)
-    if weight_decay:
-        exact.mul_(1 - lr * weight_decay)
-    if isinstance(lr, Tensor):
-        exact.sub_(delta.mul_(lr))
-    else:
-        exact.sub_(delta, alpha=lr)
-    if exact is not target:
-        write_rounded(target, exact, dither, ops)
+def add_delta(
+    target: Tensor, delta: Tensor, write: Write, dither: Dither | None, place: int = 0
+) -> None:
+    """Do ``target <- (1 - lr * weight_decay) * target - lr * delta`` in place, unless it has been done.
 
-
-def write_rounded(target: Tensor, exact: Tensor, dither: Dither | None, ops: Ops) -> None:
-    """Write ``exact`` into the narrower ``target``, rounded to nearest or, with a ``dither``, at random."""
-    if dither is None:
-        target.copy_(exact)
+    ``delta`` may be changed too; ``place`` is that of the target among those of the write.
+    """
+    lr, weight_decay, ops, _, done, key = write
+    block = (*key, place)
+    if block in done.blocks:
         return
+    exact = target if target.dtype == delta.dtype else target.to(delta.dtype)
+    calls: list[Callable[[], object]] = []
+    if weight_decay:
+        calls.append(partial(exact.mul_, 1 - lr * weight_decay))
+    if isinstance(lr, Tensor):
+        calls.append(partial(exact.sub_, delta.mul_(lr)))
+    else:
+        calls.append(partial(exact.sub_, delta, alpha=lr))
+    if exact is not target:
+        at_once(calls)
+        calls = [partial(target.copy_, rounded(exact, target.dtype, dither, ops))]
+    at_once([*calls, partial(done.blocks.add, block)])
+
+
+def rounded(exact: Tensor, dtype: torch.dtype, dither: Dither | None, ops: Ops) -> Tensor:
+    """Return ``exact`` as it is written into a narrower ``dtype``, with a ``dither`` rounded at random."""
+    if dither is None:
+        return exact
     key: Any = torch.full((1,), dither.stream, dtype=torch.int32, device=exact.device)
     key = fold(fold(key, dither.step), dither.place)
-    rounded: Any = round_stochastically(exact, target.dtype, key, ops)
-    target.copy_(rounded)
+    result: Any = round_stochastically(exact, dtype, key, ops)
+    own: Tensor = result
+    return own

@@ -99,10 +99,7 @@ def as_matrices(tensor: Tensor, batch_dims: int, *, transposed: bool = False) ->
     return flat.mT if transposed else flat
 
 
-def write_matrices(tensor: Tensor, matrices: Tensor, *, transposed: bool = False) -> None:
-    """Write ``matrices``, made of ``tensor`` by `as_matrices` and changed since, back into it.
-
-    Costs nothing where the matrices are a view: PyTorch copies no tensor onto itself.
-    """
+def from_matrices(matrices: Tensor, shape: Sequence[int], *, transposed: bool = False) -> Tensor:
+    """Return ``matrices``, made by `as_matrices` of a tensor of ``shape``, laid out as that is."""
     flat = matrices.mT if transposed else matrices
-    tensor.copy_(flat.view(tensor.shape))
+    return flat.view(shape)

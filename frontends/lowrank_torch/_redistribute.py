@@ -74,8 +74,9 @@ class Redistribution(NamedTuple):
             full: Any = materialize(update, ops=write.ops)
             delta = yield from self._to_parameter(full, targets[0])
             deltas = [delta] if len(targets) == 1 else delta.unbind()
-            for target, part, dither in zip(targets, deltas, own.dithers, strict=True):
-                add_delta(target, part, write, dither)
+            both = zip(targets, deltas, own.dithers, strict=True)
+            for place, (target, part, dither) in enumerate(both):
+                add_delta(target, part, write, dither, place)
         elif not sharding.replicated:
             apply_update(targets, update, own)
         elif self._gathers_factors(targets[0], update):

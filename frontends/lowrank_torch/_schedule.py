@@ -11,7 +11,7 @@ from lowrank_core.rules.rule import Rule
 from lowrank_torch._plan import Member, Place, Plan
 from lowrank_torch._planner import Planner
 from lowrank_torch._sharding import Sharding
-from lowrank_torch._step import Stack, is_plain
+from lowrank_torch._stack import Stack, is_plain
 from lowrank_torch._tuning import CPU_STACK, DEVICE_STACK, SMALL_STACK
 
 

@@ -2,75 +2,56 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
-from lowrank_core.layout import cut_rows, with_side_of
 from lowrank_core.ops.standard import Ops
-from lowrank_core.rules.reductions import Steps, run, run_parts
-from lowrank_core.rules.rule import MatrixStep, Rule
+from lowrank_core.rules.reductions import run
+from lowrank_core.rules.rule import Rule
 from lowrank_core.subspace.empty import as_chosen
 from lowrank_torch._apply import Dither, Write, apply_update
 from lowrank_torch._collectives import ShardedSteps, all_reduced
+from lowrank_torch._commit import ALL, Done, at_once, to_the_end
 from lowrank_torch._input import followed
-from lowrank_torch._matrices import as_matrices, matrix_views, write_matrices
-from lowrank_torch._plan import BoundMatrices, Member, Plan
+from lowrank_torch._matrices import as_matrices, from_matrices, matrix_views
+from lowrank_torch._parts import parts_of, rows_per_part, step_part, step_parts
+from lowrank_torch._plan import BoundMatrices, Plan
 from lowrank_torch._redistribute import redistribution
 from lowrank_torch._sharding import local_gradient, local_of
+from lowrank_torch._stack import Stack
 from lowrank_torch._state import entries_of, stacked, state_of, unstacked
-from lowrank_torch._tuning import LARGE_MATRIX, LEAST_PART, PART
-
-# Dtypes of state that comes out the same however a matrix is divided: half precision is rounded at random by the place
-# of a number.
-_DIVISIBLE = {"float64", "float32", "int32", "uint8"}
-
-
-class Stack(NamedTuple):
-    """Parameters of one plan, stepped together: each one's matrices, stacked."""
-
-    members: Sequence[Member]
-    plan: Plan
-    #: Each stack of matrices of the plan, bound.
-    matrices: Sequence[BoundMatrices]
-    rule: Rule
-    #: The options of their group.
-    group: Mapping[str, Any]
-    #: Whether one thread can step it while others step others.
-    is_small: bool
-    #: About how many bytes a step holds while it waits for other ranks, the same number on every rank.
-    held_bytes: int
-    #: The stacks of matrices, by number, that are known to have columns chosen for every matrix.
-    decided: set[int]
-
-
-def is_plain(parameter: Tensor) -> bool:
-    """Return whether other threads can work on a parameter: it has memory of its own, on the CPU."""
-    return parameter.device.type == "cpu" and type(parameter) in (Tensor, Parameter)
 
 
 def step_here(stack: Stack, ops: Ops) -> None:
     """Do one step on parameters that this process has whole; their states have been made."""
-    views, after = _views_of(stack), []
+    views, done = _views_of(stack), Done()
+    to_the_end(partial(_step_views, stack, views, done, ops), done)
+
+
+def _step_views(stack: Stack, views: _Views, done: Done, ops: Ops) -> None:
+    """Do of a step what has not been ``done``."""
+    after = []
     for bound, targets, gradient in zip(
         stack.matrices, views.targets, views.gradients, strict=True
     ):
-        after.append(_step_matrices(stack, bound, targets, gradient, ops))
-    _keep(stack, views, after)
+        write = _write_of(stack, bound.number, done, ops)
+        after.append(_step_matrices(stack, bound, targets, gradient, write))
+    _keep(stack, views, after, done)
 
 
 def step_sharded(stack: Stack, ops: Ops) -> ShardedSteps[None]:
     """Do what `step_here` does on parameters that lie on several ranks, or whose work ranks share: a generator."""
-    views, after = _views_of(stack), []
+    views, done, after = _views_of(stack), Done(), []
     for bound, targets, gradient in zip(
         stack.matrices, views.targets, views.gradients, strict=True
     ):
-        after.append((yield from _step_shards(stack, bound, targets, gradient, ops)))
-    _keep(stack, views, after)
+        write = _write_of(stack, bound.number, done, ops)
+        after.append((yield from _step_shards(stack, bound, targets, gradient, write)))
+    _keep(stack, views, after, done)
 
 
 class _Views(NamedTuple):
@@ -102,16 +83,18 @@ def _views_of(stack: Stack) -> _Views:
     return _Views(list(zip(*targets, strict=True)), together, wholes)
 
 
-def _keep(stack: Stack, views: _Views, after: Sequence[Sequence[Any]]) -> None:
+def _keep(stack: Stack, views: _Views, after: Sequence[Sequence[Any]], done: Done) -> None:
     """Keep the states ``after`` a step, and write to parameters what was stepped as a copy."""
-    transposed = stack.plan.transposed
+    calls: list[Any] = []
     for place, (member, (local, whole)) in enumerate(zip(stack.members, views.wholes, strict=True)):
         if whole is not local:
-            write_matrices(local, whole, transposed=transposed)
-        count = member.state["step"] + 1
+            own = from_matrices(whole, local.shape, transposed=stack.plan.transposed)
+            calls.append(partial(local.copy_, own))
+        entries: dict[str, Any] = {"step": member.state["step"] + 1}
         for bound, states in zip(stack.matrices, after, strict=True):
-            member.state.update(entries_of(states[place], bound, stack.plan.sharding))
-        member.state["step"] = count
+            entries |= entries_of(states[place], bound, stack.plan.sharding)
+        calls.append(partial(member.state.update, entries))
+    at_once([*calls, partial(done.blocks.add, ALL)])
 
 
 def _step_matrices(
@@ -119,20 +102,18 @@ def _step_matrices(
     bound: BoundMatrices,
     targets: Sequence[Tensor],
     gradient: Tensor,
-    ops: Ops,
+    write: Write,
 ) -> list[Any]:
     """Step matrices that this process has all of; return their new states."""
-    matrix, rule = bound.step, stack.rule
+    matrix, rule, ops = bound.step, stack.rule, write.ops
     states = [state_of(member.state, bound, rule) for member in stack.members]
-    write = _write_of(stack, bound.number, ops)
     due = _due(stack, bound, states)
-    if (length := _rows_per_part(stack, matrix, ops)) < matrix.layout.rows:
-        parts = _parts(targets[0], gradient, states[0], matrix, length)
-        steps = [_step_part(part, matrix, rule, due, write) for part in parts]
-        kept = run_parts(steps, ops.for_each)
+    if (length := rows_per_part(stack, matrix, ops)) < matrix.layout.rows:
+        parts = parts_of(targets[0], gradient, states[0], matrix, length)
+        after = step_parts(parts, partial(step_part, matrix, rule, due), write)
         # What is not cut is the same in all; what is has been written in place.
         cut = parts[0].state_views
-        return [kept[0]._replace(**{name: getattr(states[0], name) for name in cut})]
+        return [after._replace(**{name: getattr(states[0], name) for name in cut})]
     before = stacked(states, matrix.layout.batch)
     if torch.compiler.is_compiling():
         # The compiler would take a host number that goes through `math` for a constant, and compile every step anew.
@@ -154,12 +135,11 @@ def _step_shards(
     bound: BoundMatrices,
     targets: Sequence[Tensor],
     gradient: Tensor,
-    ops: Ops,
+    write: Write,
 ) -> ShardedSteps[list[Any]]:
     """Step matrices that lie on several ranks, or whose work they share; return this rank's new states."""
     matrix, rule = bound.step, stack.rule
     states = [state_of(member.state, bound, rule) for member in stack.members]
-    write = _write_of(stack, bound.number, ops)
     due = _due(stack, bound, states)
     around = redistribution(stack.plan, bound.number, matrix.layout.axis)
     shard = yield from around.to_compute(gradient)
@@ -193,7 +173,7 @@ def _due(stack: Stack, bound: BoundMatrices, states: Sequence[Any]) -> Any:
     return False
 
 
-def _write_of(stack: Stack, number: int, ops: Ops) -> Write:
+def _write_of(stack: Stack, number: int, done: Done, ops: Ops) -> Write:
     """Return how updates of stack ``number`` of matrices are written."""
     group = stack.group
     lr, weight_decay = followed(group["lr"]), group["weight_decay"]
@@ -204,7 +184,7 @@ def _write_of(stack: Stack, number: int, ops: Ops) -> Write:
     if group["stochastic_rounding"]:
         place = number << 24
         dithers = [Dither(m.stream, m.state["step"] + 1, place) for m in stack.members]
-    return Write(lr, weight_decay, ops, dithers)
+    return Write(lr, weight_decay, ops, dithers, done, (number,))
 
 
 class Projection(NamedTuple):
@@ -237,72 +217,3 @@ def _gradients_of(gradient: Tensor, plan: Plan) -> list[Tensor]:
     """Return each stack of matrices of what this rank has of a gradient."""
     own = as_matrices(gradient, plan.batch_dims, transposed=plan.transposed)
     return matrix_views(own.contiguous(), plan.local_shapes, plan.batch_dims)
-
-
-# -- parts of a large matrix, side by side -----------------------------------------------------
-
-
-class _Part(NamedTuple):
-    """Some rows of a matrix: views of the parameter, of its gradient and of its state."""
-
-    target: Tensor
-    gradient: Tensor
-    state: Any
-    #: The arrays of the state that have rows, by name; written in place.
-    state_views: dict[str, Tensor]
-
-
-def _rows_per_part(stack: Stack, matrix: MatrixStep[Any], ops: Ops) -> int:
-    """Return how many rows of a matrix to step at a time on a CPU's threads; all where it is not to be divided."""
-    layout, member = matrix.layout, stack.members[0]
-    numbers = math.prod(layout.batch) * layout.rows * layout.size
-    threads = ops.num_threads() if numbers >= LEAST_PART * ops.num_threads() else 1
-    # Coefficients, two moments and a direction are as wide as the rank.
-    made = numbers + 4 * numbers * layout.rank // layout.size
-    block = PART if numbers >= LARGE_MATRIX else 2 * PART
-    # As many for each thread.
-    count = threads * max(1, math.ceil(made / (threads * block)))
-    if count == 1 or len(stack.members) > 1 or stack.group["stochastic_rounding"]:
-        return layout.rows
-    if stack.plan.sharding or member.projected or not is_plain(member.parameter):
-        return layout.rows
-    multiple = matrix.config.part_multiple(layout)
-    spec = matrix.config.state_spec(layout.shape)
-    if multiple is None or any(array.dtype not in _DIVISIBLE for array in spec.values()):
-        return layout.rows
-    length: int = multiple * math.ceil(layout.rows / (count * multiple))
-    return min(length, layout.rows)
-
-
-def _parts(
-    target: Tensor, gradient: Tensor, state: Any, matrix: MatrixStep[Any], length: int
-) -> list[_Part]:
-    """Return parts of ``length`` rows."""
-    layout = matrix.layout
-    config = with_side_of(matrix.config, layout.axis)
-    whole = config.state_spec(layout.shape)
-    part = config.state_spec(layout._replace(rows=length).shape)
-    cuts = {
-        name: torch.split(getattr(state, name), own, dim)
-        for name, spec in whole.items()
-        for dim, (own, all_) in enumerate(zip(part[name].shape, spec.shape, strict=True))
-        if own != all_
-    }
-    parts = []
-    for place, start in enumerate(range(0, layout.rows, length)):
-        rows = slice(start, start + length)
-        views = {name: pieces[place] for name, pieces in cuts.items()}
-        own_target, own_gradient = (cut_rows(x, rows, layout.axis) for x in (target, gradient))
-        parts.append(_Part(own_target, own_gradient, state._replace(**views), views))
-    return parts
-
-
-def _step_part(
-    part: _Part, matrix: MatrixStep[Any], rule: Rule, due: Any, write: Write
-) -> Steps[Any]:
-    """Step some rows of a matrix; they stay with one thread from their coefficients to parameter and state."""
-    update, new = yield from rule.steps(part.gradient, part.state, matrix, due)
-    apply_update([part.target], update, write)
-    for name, own in part.state_views.items():
-        own.copy_(getattr(new, name))
-    return new._replace(**part.state_views)

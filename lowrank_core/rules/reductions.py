@@ -44,8 +44,9 @@ def run(step: Generator[Any, Any, T]) -> T:
 def run_parts(
     parts: Sequence[Generator[Any, Any, T]],
     for_each: Callable[[Callable[[int], object], Iterable[int]], object],
+    answers: list[Any] | None = None,
 ) -> list[T]:
-    """Return the results of steps on the parts of one matrix, run in lockstep.
+    """Return the results of steps on the parts of one matrix, run in lockstep; note in ``answers`` what they are sent.
 
     Between two sums ``for_each`` runs the parts in any order, side by side if it likes. Partial sums are added in the
     order of the parts, so that results do not depend on who was first.
@@ -65,6 +66,20 @@ def run_parts(
         if total.finish is None:
             return results
         answer = total.finish(total.sum)
+        if answers is not None:
+            answers.append(answer)
+
+
+def replay(step: Generator[Any, Any, T], answers: Iterable[Any]) -> T:
+    """Return the result of a step on a part that is sent the ``answers`` that `run_parts` has noted."""
+    try:
+        step.send(None)
+        for answer in answers:
+            step.send(answer)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    raise ValueError("answers must be to all sums of a step, got fewer")
 
 
 class _Total:

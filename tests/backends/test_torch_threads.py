@@ -195,7 +195,7 @@ def divided(monkeypatch):
 def whole(monkeypatch):
     """Step matrices whole, whatever their size."""
     with monkeypatch.context() as patch:
-        patch.setattr(stepping, "_rows_per_part", lambda stack, matrix, ops: matrix.layout.rows)
+        patch.setattr(stepping, "rows_per_part", lambda stack, matrix, ops: matrix.layout.rows)
         yield patch
 
 

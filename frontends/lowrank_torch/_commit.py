@@ -1,0 +1,53 @@
+"""Writing a step so that, whatever interrupts it, a parameter and its state are both as before it or both as after it.
+
+A step is worked out before it is written, and what it is worked out from stays as it was until all of it has been
+written, the numbers of the parameter apart. So a step that is interrupted while it writes is done again to its end, and
+skips what it has written. Each block of numbers is written, and noted, by one call of a function in C: no handler of a
+signal and no tracer runs within it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from operator import call
+from typing import Any
+
+import torch
+
+#: What is noted when parameter and state are as after the step.
+ALL = "all"
+
+
+class Done:
+    """What has been written of one step on parameters that are stepped together."""
+
+    def __init__(self) -> None:
+        #: The blocks.
+        self.blocks: set[Any] = set()
+        #: Of matrices that are stepped in parts, by number, what the sums over all parts have come to.
+        self.answers: dict[int, list[Any]] = {}
+        #: The states of such parts after the step, by number and part.
+        self.parts: dict[tuple[int, ...], Any] = {}
+
+
+def at_once(calls: Iterable[Callable[[], object]]) -> None:
+    """Make calls of functions written in C, as `functools.partial` binds them, with nothing in between."""
+    if torch.compiler.is_compiling():
+        for one in calls:
+            one()
+        return
+    deque(map(call, calls), maxlen=0)
+
+
+def to_the_end(work: Callable[[], object], done: Done) -> None:
+    """Do work that writes; if it is interrupted after it has begun to, do it to its end before the error goes on."""
+    if torch.compiler.is_compiling():
+        work()
+        return
+    try:
+        work()
+    except BaseException:
+        if done.blocks and ALL not in done.blocks:
+            work()
+        raise
