@@ -32,7 +32,7 @@ from lowrank_torch._planner import Planner
 from lowrank_torch._portable import load_state, save_state
 from lowrank_torch._projected import ProjectedGradient, keep
 from lowrank_torch._redistribute import gather_rows
-from lowrank_torch._report import ParameterSummary, summarize
+from lowrank_torch._report import Summary, summarize
 from lowrank_torch._schedule import Schedule
 from lowrank_torch._state import chooses_next, make_state, place_state
 from lowrank_torch._step import Projection, step_here, step_sharded
@@ -166,9 +166,9 @@ class LowRankOptimizer(Optimizer):
         place, index = self.place_of(parameter)
         return parameter_name(self.param_groups[place], place, index)
 
-    def summary(self) -> list[ParameterSummary]:
-        """Return how every parameter is stepped, in the order of the groups."""
-        rows = []
+    def summary(self) -> Summary:
+        """Return how every parameter is stepped, in the order of the groups; ``print`` shows a table with totals."""
+        rows = Summary()
         for place, group in enumerate(self.param_groups):
             config = self.check_options(group)
             for index, parameter in enumerate(group["params"]):

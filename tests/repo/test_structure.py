@@ -12,7 +12,7 @@ from packages import PACKAGES, module_names
 CORE = (
     *("_typing", "_files", "roles", "_checks", "layout"),
     *("ops", "numerics", "bases", "subspace", "rules"),
-    *("calibration", ""),
+    *("calibration", "", "__main__"),
 )
 #: Parameters that a function may have: `self` and `cls` are not counted.
 MOST_PARAMETERS = 6
