@@ -26,7 +26,7 @@ from lowrank_torch._dct_adamw import DCTAdamW
 from lowrank_torch._report import Summary
 from lowrank_torch._trion import Trion
 
-__all__ = ["Estimate", "Row", "estimates", "main", "model_of"]
+__all__ = ["Estimate", "Row", "estimates", "model_of"]
 
 #: Rank of the adapters in the row of LoRA, on every hidden matrix.
 LORA_RANK = 16
