@@ -32,8 +32,8 @@ RUNNER = """
 import contextlib, io, json, sys
 
 page, blocks, results, support = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3], sys.argv[4]
-if any("transformers" in source for _, source in blocks):
-    # In a checkout PyPI's torchvision may stand beside PyTorch's CPU build, and Transformers fail with it.
+if any(name in source for _, source in blocks for name in ("transformers", "lightning", "accelerate")):
+    # PyPI's torchvision does not load beside PyTorch's CPU build, and these fail with it.
     sys.path.append(support)
     __import__("model_libraries").import_torchvision()
 outputs = []

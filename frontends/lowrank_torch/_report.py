@@ -48,11 +48,11 @@ class Summary(list[ParameterSummary]):
         matrices = [row for row in self if row.algorithm != "adamw"]
         low_rank = sum(math.prod(row.shape) for row in matrices)
         state, adamw = sum(row.state_bytes for row in self), sum(map(_adamw_bytes, self))
-        share = f", {100 * state / adamw:.0f} %" if adamw else ""
-        lines.append(
-            f"{low_rank:,} of {numbers:,} numbers in {len(matrices)} of {len(self)} parameters are stepped at low "
-            f"rank; state {state:,} bytes, AdamW's {adamw:,}{share}"
-        )
+        share = f", {100 * state / adamw:.0f} % of" if adamw else ","
+        lines += [
+            f"{low_rank:,} of {numbers:,} numbers, in {len(matrices)} of {len(self)} parameters, are stepped at low rank",
+            f"state {state:,} bytes{share} AdamW's {adamw:,}",
+        ]
         return "\n".join(lines)
 
 
