@@ -65,7 +65,7 @@ class Estimate(tuple[Row, ...]):
     dtype: str
     #: Devices that share everything evenly, as FSDP2 does.
     world: int
-    #: Bytes of the largest temporary of a step, which is not among the rows: one hidden matrix in float32.
+    #: Bytes of what a step of DCT-AdamW needs beside the rows, one hidden matrix in float32.
     temporary: int
 
     def __str__(self) -> str:
