@@ -14,6 +14,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "sphinx_copybutton",
 ]
 exclude_patterns = ["_build"]
 
@@ -24,6 +25,9 @@ html_title = f"lowrank-core {release}"
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
+# Addresses of a repository and of hosted pages belong here and into [project.urls] once there are some.
+# What is copied is code, not what it printed.
+copybutton_selector = "div.highlight-python pre, div.highlight-bash pre, div.highlight-toml pre"
 
 # CuPy is optional, and its adapter's documentation does not need it.
 autodoc_mock_imports = ["cupyx"]

@@ -1,4 +1,4 @@
-"""Draw the pictures of `how-it-works.md`, from the library itself.
+"""Draw the pictures of the pages and of README.md, from the library itself.
 
     python docs/pictures.py [FOLDER]
 
@@ -363,7 +363,45 @@ def newcomers() -> Figure:
     return figure
 
 
-PICTURES = {"basis": basis, "choosing": choosing, "carrying": carrying, "newcomers": newcomers}
+def state() -> Figure:
+    """Optimizer state of a 7B Llama, in ink that can be read on white and on black."""
+    hidden = [(4096, 4096)] * 4 + [(11008, 4096)] * 2 + [(4096, 11008)]
+    others = 2 * 32000 * 4096 + 65 * 4096
+    weights = 32 * sum(m * n for m, n in hidden) + others
+
+    def gigabytes(config: lowrank_core.DCTAdamWConfig | lowrank_core.TrionConfig) -> float:
+        low_rank = 32 * sum(lowrank_core.state_bytes(shape, config) for shape in hidden)
+        return (low_rank + 8 * others) / 1e9
+
+    adamw, trion = lowrank_core.DCTAdamWConfig, lowrank_core.TrionConfig
+    bars = {
+        "AdamW": 8 * weights / 1e9,
+        "Trion": gigabytes(trion(rank=0.5)),
+        "DCT-AdamW, rank 1/4": gigabytes(adamw(rank=0.25)),
+        "Trion, 8 bits": gigabytes(trion(rank=0.5, momentum_bits=8)),
+        "DCT-AdamW, rank 512": gigabytes(adamw(rank=512)),
+        "DCT-AdamW, rank 256": gigabytes(adamw(rank=256)),
+    }
+    ink = "#7d8994"
+    figure = Figure(figsize=(9.2, 2.6), facecolor="none")
+    axes = figure.add_axes((0.2, 0.04, 0.74, 0.82), facecolor="none")
+    bare(axes)
+    for place, (name, size) in enumerate(bars.items()):
+        axes.barh(place, size, height=0.7, color=ink if name == "AdamW" else CHOSEN)
+        axes.text(size + 0.5, place, f"{size:.1f} GB", va="center", color=ink)
+        axes.text(-0.6, place, name, ha="right", va="center", color=ink)
+    axes.invert_yaxis()
+    axes.set_title("Optimizer state of a 7B Llama, float32", color=ink)
+    return figure
+
+
+PICTURES = {
+    "basis": basis,
+    "choosing": choosing,
+    "carrying": carrying,
+    "newcomers": newcomers,
+    "state": state,
+}
 
 
 def draw(folder: Path) -> list[Path]:

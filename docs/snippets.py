@@ -3,8 +3,9 @@
     python docs/snippets.py [PAGE...]
 
 runs every `python` block of the pages named, of all of them by default, and rewrites each block
-that stands under `<!-- output -->` with what the block before it prints. The blocks of a page run
-in order, in one namespace and one fresh interpreter, in an empty folder. A block under
+that stands under `<!-- output -->` with what the block before it prints. Each block runs as a
+reader copies it: after the first block of its page and no other, in a namespace of its own. The
+blocks of a page share one fresh interpreter in an empty folder. A block under
 `<!-- no-run: why -->` is left out. The tests hold the pages against the same functions.
 """
 
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
+SUPPORT = DOCS.parent / "tests" / "support"
 PAGES = {path.name: path for path in (*sorted(DOCS.glob("*.md")), DOCS.parent / "README.md")}
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -29,12 +31,18 @@ OUTPUT = re.compile(r"<!-- output -->\n\Z")
 RUNNER = """
 import contextlib, io, json, sys
 
-page, blocks, results = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
-namespace, outputs = {"__name__": "__main__"}, []
-for line, source in blocks:
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(compile("\\n" * line + source, page, "exec"), namespace)
+page, blocks, results, support = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3], sys.argv[4]
+if any(name in source for _, source in blocks for name in ("transformers", "lightning", "accelerate")):
+    # PyPI's torchvision does not load beside PyTorch's CPU build, and these fail with it.
+    sys.path.append(support)
+    __import__("model_libraries").import_torchvision()
+outputs = []
+for number in range(len(blocks)):
+    namespace = {"__name__": "__main__"}
+    for line, source in blocks[:1] + (blocks[number:number + 1] if number else []):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile("\\n" * line + source, page, "exec"), namespace)
     outputs.append(printed.getvalue())
 with open(results, "w") as file:
     json.dump(outputs, file)
@@ -82,7 +90,7 @@ def printed_by(page: str, text: str) -> Iterator[tuple[Block, str]]:
         results = Path(folder) / "results.json"
         code = json.dumps([(block.line, block.source) for block in blocks if block.runs])
         process = subprocess.run(
-            [sys.executable, "-c", RUNNER, page, code, str(results)],
+            [sys.executable, "-c", RUNNER, page, code, str(results), str(SUPPORT)],
             cwd=folder,
             capture_output=True,
             text=True,

@@ -7,6 +7,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from lowrank_core._typing import Array, Namespace
+from lowrank_core.option_names import unknown_option
 
 
 def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
@@ -22,8 +23,7 @@ def check_known(where: str, given: Iterable[str], known: Iterable[str]) -> None:
     allowed = set(known)
     for option in given:
         if option not in allowed:
-            listed = ", ".join(sorted(allowed))
-            raise TypeError(f"options of {where} must be among {listed}; got {option!r}")
+            raise TypeError(unknown_option(where, option, allowed))
 
 
 def check_number(

@@ -1,5 +1,11 @@
 """Optax gradient transformations with low-rank optimizer state."""
 
+from importlib.util import find_spec
+
+if find_spec("jax") is None or find_spec("optax") is None:
+    raise ImportError("lowrank_jax needs JAX and Optax: pip install 'lowrank-core[jax]'")
+
+from lowrank_core import __version__
 from lowrank_jax._axes import MatrixAxes, axes_by_name, matrix_mask
 from lowrank_jax._dct_adamw import dct_adamw, scale_by_dct_adam
 from lowrank_jax._options import static_options
@@ -13,6 +19,7 @@ __all__ = [
     "MatrixAxes",
     "ScaleByLowRankState",
     "Summary",
+    "__version__",
     "axes_by_name",
     "dct_adamw",
     "load_state",

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from lowrank_torch._advice import check_model_given
 from lowrank_torch._groups import matrix_groups
 from lowrank_torch._roles import MIN_SIZE, ROLES
 
@@ -49,6 +50,7 @@ def for_model(
     NotImplementedError, TypeError, ValueError
         As `matrix_groups` and ``cls``.
     """
+    check_model_given(getattr(cls, "__name__", str(cls)), model)
     groups = matrix_groups(
         model,
         overrides=overrides,
@@ -57,6 +59,10 @@ def for_model(
         other=other,
         min_size=min_size,
     )
+    if not groups:
+        raise ValueError(
+            f"no parameter of the model ({type(model).__name__}) requires a gradient: all are frozen, or it has none"
+        )
     optimizer = cls(groups, **settings)
     _logger.info("%s", describe(optimizer))
     return optimizer

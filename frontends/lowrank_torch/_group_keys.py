@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lowrank_core.option_names import IN_GROUPS, unknown_option
 from lowrank_torch._groups import looks_like_vocabulary
 
 # How alike two names are that are taken for one: `ranks` and `rank` are, `lr_scale` and `scale` are not.
@@ -22,19 +23,22 @@ _OUTPUTS = 1000
 
 
 def check_group_keys(given: Iterable[str], known: Iterable[str]) -> None:
-    """Raise ``TypeError`` if a key of a group looks like a misspelt option; keys that belong to others pass.
+    """Raise ``TypeError`` if a key of a group looks like a misspelt option, or like GaLore's or Muon's.
 
-    AdamW carries such keys along: layer decay's ``lr_scale``, what a wrapping optimizer or a scheduler put there.
+    Keys that belong to others pass. AdamW carries such keys along: layer decay's ``lr_scale``, what a wrapping
+    optimizer or a scheduler put there.
     """
     allowed = sorted(known)
     for key in given:
+        if key in IN_GROUPS and key not in allowed:
+            raise TypeError(unknown_option("a parameter group", key, allowed))
         if key in allowed or len(key) < _LEAST or key.startswith(_OF_SCHEDULERS):
             continue
         near = get_close_matches(key, allowed, n=1, cutoff=_ALIKE)
         if near:
             raise TypeError(
-                f"options of a parameter group must be among {', '.join(allowed)}; got {key!r}, "
-                f"which looks like {near[0]!r}"
+                f"a parameter group has no option {key!r}; did you mean {near[0]!r}? (its options are "
+                f"{', '.join(allowed)})"
             )
 
 

@@ -19,6 +19,12 @@ from lowrank_core.rules.portable import Names
 from lowrank_core.rules.rule import Rule
 from lowrank_core.rules.state import ArraySpec
 from lowrank_torch._adamw import adamw_step, make_adamw_state, place_adamw_state
+from lowrank_torch._advice import (
+    check_parameters_given,
+    of_checkpoint,
+    warn_of_lost_updates,
+    warn_of_nothing_saved,
+)
 from lowrank_torch._collectives import CollectiveScheduler, Traffic
 from lowrank_torch._for_model import for_model
 from lowrank_torch._group_keys import check_group_keys, warn_of_unnamed
@@ -33,7 +39,7 @@ from lowrank_torch._planner import Planner
 from lowrank_torch._portable import load_state, save_state
 from lowrank_torch._projected import ProjectedGradient, keep
 from lowrank_torch._redistribute import gather_rows
-from lowrank_torch._report import ParameterSummary, summarize
+from lowrank_torch._report import Summary, summarize
 from lowrank_torch._schedule import Schedule
 from lowrank_torch._state import chooses_next, make_state, place_state
 from lowrank_torch._step import Projection, step_here, step_sharded
@@ -73,8 +79,19 @@ class LowRankOptimizer(Optimizer):
         self._forget()
         defaults = {**self._options.defaults(), **own}
         check_known(type(self).__name__, options, defaults)
-        super().__init__(params, defaults | dict(options))
+        check_parameters_given(type(self).__name__, params)
+        try:
+            super().__init__(params, defaults | dict(options))
+        except ValueError as error:
+            if "empty parameter list" in str(error):
+                error.add_note(
+                    "Either all parameters are frozen, or a generator was used up before."
+                )
+            raise
         warn_of_unnamed(self.param_groups)
+        warn_of_lost_updates(self.param_groups)
+        if not self._whole_ranks:
+            warn_of_nothing_saved(self.summary(), self.param_groups)
 
     @classmethod
     def for_model(cls, model: nn.Module, **settings: Any) -> Self:
@@ -170,9 +187,9 @@ class LowRankOptimizer(Optimizer):
         place, index = self.place_of(parameter)
         return parameter_name(self.param_groups[place], place, index)
 
-    def summary(self) -> list[ParameterSummary]:
-        """Return how every parameter is stepped, in the order of the groups."""
-        rows = []
+    def summary(self) -> Summary:
+        """Return how every parameter is stepped, in the order of the groups; ``print`` shows a table with totals."""
+        rows = Summary()
         for place, group in enumerate(self.param_groups):
             config = self.check_options(group)
             for index, parameter in enumerate(group["params"]):
@@ -436,8 +453,13 @@ class LowRankOptimizer(Optimizer):
             If it has other groups, an option or a shape of state that differs, or numbers that state cannot have;
             nothing has changed then.
         """
-        with as_saved(self, self._place_state):
-            super().load_state_dict(state_dict)
+        try:
+            with as_saved(self, self._place_state):
+                super().load_state_dict(state_dict)
+        except ValueError as error:
+            if note := of_checkpoint(state_dict, self.rule.name):
+                error.add_note(note)
+            raise
 
     def _place_state(self) -> None:
         """Lay loaded state out as its parameters are."""

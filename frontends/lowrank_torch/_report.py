@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -29,6 +30,43 @@ class ParameterSummary(NamedTuple):
     state_bytes: int
     #: Why, where a parameter of a low-rank group gets ``"adamw"``; empty otherwise.
     reason: str
+
+
+class Summary(list[ParameterSummary]):
+    """A `ParameterSummary` for every parameter, in the order of the groups; as text, a table with totals."""
+
+    def __str__(self) -> str:
+        """Return the table, the bytes of state beside those of AdamW."""
+        head = ("name", "shape", "algorithm", "rank", "axis", "state", "AdamW's", "")
+        rows = [head, *map(_cells, self)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ]
+        numbers = sum(math.prod(row.shape) for row in self)
+        matrices = [row for row in self if row.algorithm != "adamw"]
+        low_rank = sum(math.prod(row.shape) for row in matrices)
+        state, adamw = sum(row.state_bytes for row in self), sum(map(_adamw_bytes, self))
+        share = f", {100 * state / adamw:.0f} % of" if adamw else ","
+        lines += [
+            f"{low_rank:,} of {numbers:,} numbers, in {len(matrices)} of {len(self)} parameters, are stepped at low rank",
+            f"state {state:,} bytes{share} AdamW's {adamw:,}",
+        ]
+        return "\n".join(lines)
+
+
+def _adamw_bytes(row: ParameterSummary) -> int:
+    """Return the bytes of AdamW's two float32 moments."""
+    return 8 * math.prod(row.shape)
+
+
+def _cells(row: ParameterSummary) -> tuple[str, ...]:
+    """Return the cells of a row of the table."""
+    shape = " x ".join(map(str, row.shape)) or "scalar"
+    rank, axis = ("-" if value is None else str(value) for value in (row.rank, row.axis))
+    sizes = f"{row.state_bytes:,}", f"{_adamw_bytes(row):,}"
+    return row.name, shape, row.algorithm, rank, axis, *sizes, row.reason
 
 
 def summarize(

@@ -1,4 +1,4 @@
-"""Put what the benchmarks found into `docs/performance.md`, so that no figure there is typed.
+"""Put what the benchmarks found into `docs/benchmarks.md`, so that no figure there is typed.
 
     python tests/benchmarks/_publish.py
 
@@ -17,7 +17,7 @@ from _pictures import PICTURES, draw
 from _tables import Findings, markdown
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-PAGE = DOCS / "performance.md"
+PAGE = DOCS / "benchmarks.md"
 PUBLISHED = DOCS / "_static" / "benchmarks"
 MARKED = re.compile(
     r"(?P<open><!-- benchmark: (?P<part>\w+) -->\n).*?(?P<close><!-- end of benchmark -->)",

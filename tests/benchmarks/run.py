@@ -4,7 +4,7 @@
 
 Everything is a ratio taken in one process, contenders in turns: the median over rounds of the times of one divided by
 those of the reference in the same round. `--publish` writes into the documentation: the JSON and the pictures into
-`docs/_static/benchmarks`, the tables into `docs/performance.md`. A part not run keeps what an earlier run found.
+`docs/_static/benchmarks`, the tables into `docs/benchmarks.md`. A part not run keeps what an earlier run found.
 
 Needs `pip install 'lowrank-core[torch,jax,examples]'`; what it is compared with, see `--peers`.
 """

@@ -20,7 +20,7 @@ FRAMEWORKS = ("numpy", "scipy", "torch", "jax", "jaxlib", "cupy", "cupyx", "opta
 ALLOWED = {
     "lowrank_core": {"array_api_compat"},
     "lowrank_backends": {"lowrank_core"},
-    "lowrank_torch": {"lowrank_core", "torch", "safetensors"},
+    "lowrank_torch": {"lowrank_core", "torch", "safetensors", "transformers"},
     "lowrank_jax": {"lowrank_core", "jax", "optax", "safetensors"},
 }
 # An adapter module may also import the one library that it adapts.
@@ -147,3 +147,34 @@ def test_only_the_core_dependency_is_required():
     }
     # An editable install requires what maps the packages, beside the project's own dependencies.
     assert required - {"editables"} == {"array-api-compat"}
+
+
+@pytest.mark.parametrize(
+    ("package", "missing", "line"),
+    [
+        ("lowrank_torch", "torch", "pip install 'lowrank-core\\[torch\\]'"),
+        ("lowrank_jax", "jax", "pip install 'lowrank-core\\[jax\\]'"),
+        ("lowrank_jax", "optax", "pip install 'lowrank-core\\[jax\\]'"),
+    ],
+)
+def test_import_without_the_framework_names_the_line_that_installs_it(package, missing, line):
+    result = run_python(
+        "import importlib.util\n"
+        "found = importlib.util.find_spec\n"
+        f"importlib.util.find_spec = lambda name: None if name == {missing!r} else found(name)\n"
+        f"import {package}"
+    )
+    assert re.search(f"ImportError: {package} needs .*: {line}", result.stderr), result.stderr
+
+
+def test_core_run_as_a_program_reports_versions_and_adapters():
+    result = subprocess.run(
+        [sys.executable, "-m", "lowrank_core"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert result.stdout.startswith(f"lowrank-core {metadata.version(DISTRIBUTION)}, Python 3.")
+    for name in ENTRY_POINTS:
+        assert re.search(rf"^{name}( \d|:)", result.stdout, re.MULTILINE), result.stdout

@@ -1,0 +1,194 @@
+"""The planner: its state is that of a real run, its files are read without weights, its table is the README's."""
+
+import json
+import re
+from pathlib import Path
+
+import lowrank_torch
+import pytest
+import torch
+from lowrank_torch import plan
+
+pytestmark = pytest.mark.usefixtures("torch")
+
+ROOT = Path(__file__).resolve().parents[2]
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 176,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 300,
+}
+LLAMA_7B = LLAMA | {
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "vocab_size": 32000,
+}
+
+
+@pytest.fixture
+def config(tmp_path):
+    def write(values):
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(values))
+        return path
+
+    return write
+
+
+def kept(optimizer):
+    """Bytes of all tensors that an optimizer keeps but step counts."""
+    return sum(
+        value.nbytes
+        for state in optimizer.state.values()
+        for name, value in state.items()
+        if name != "step" and torch.is_tensor(value)
+    )
+
+
+def stepped(model, make):
+    optimizer = make(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return optimizer
+
+
+MAKERS = {
+    "adamw": lambda model: torch.optim.AdamW(model.parameters()),
+    "dct-adamw": lambda model: lowrank_torch.DCTAdamW.for_model(model, rank=0.25),
+    "trion": lambda model: lowrank_torch.Trion.for_model(model, rank=0.5),
+    "trion-8bit": lambda model: lowrank_torch.Trion.for_model(model, rank=0.5, momentum_bits=8),
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_state_is_that_of_a_run(config, name):
+    shapes = plan.model_of(config(LLAMA))
+    (row,) = plan.estimates(shapes, optimizers=[name])
+    real = shapes.to_empty(device="cpu")
+    measured = kept(stepped(real, MAKERS[name]))
+    assert row.state == pytest.approx(measured, rel=0.05)
+    assert row.weights == row.gradients == sum(p.nbytes for p in real.parameters())
+
+
+def test_muon_is_counted_as_torch_keeps_it(config):
+    shapes = plan.model_of(config(LLAMA))
+    (row,) = plan.estimates(shapes, optimizers=["muon"])
+    real = shapes.to_empty(device="cpu")
+    groups = lowrank_torch.matrix_groups(real)
+    of = {group["name"]: [parameter for _, parameter in group["params"]] for group in groups}
+    for parameter in real.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    muon = torch.optim.Muon(of["matrix"])
+    adamw = torch.optim.AdamW([*of["table"], *of["vector"]])
+    muon.step()
+    adamw.step()
+    assert row.state == pytest.approx(kept(muon) + kept(adamw), rel=0.05)
+
+
+def test_moments_of_torch_are_in_the_dtype_of_the_weights(config):
+    narrow = plan.model_of(config(LLAMA), torch.bfloat16)
+    ours, theirs = plan.estimates(narrow, optimizers=["dct-adamw", "adamw"])
+    wide = plan.estimates(plan.model_of(config(LLAMA)), optimizers=["dct-adamw", "adamw"])
+    assert (ours.state, 2 * theirs.state) == (wide[0].state, wide[1].state)
+
+
+def test_shapes_of_a_configuration_are_those_of_transformers(config):
+    from model_libraries import import_torchvision
+
+    import_torchvision()
+    transformers = pytest.importorskip("transformers")
+    for kind in plan.DECODERS:
+        values = LLAMA | {"head_dim": 16, "model_type": kind}
+        known = transformers.AutoConfig.for_model(**values)
+        with torch.device("meta"):
+            real = transformers.AutoModelForCausalLM.from_config(known)
+        own = plan.model_of(config(values))
+        assert {n: p.shape for n, p in own.named_parameters()} == {
+            n: p.shape for n, p in real.named_parameters()
+        }, kind
+        names = [lowrank_torch.parameter_roles(model) for model in (own, real)]
+        roles = [{row.name: row.role for row in rows} for rows in names]
+        assert roles[0] == roles[1], kind
+
+
+def test_weights_file_is_read_by_its_header_alone(tmp_path, config):
+    safetensors = pytest.importorskip("safetensors.torch")
+    model = plan.model_of(config(LLAMA)).to_empty(device="cpu")
+    path = tmp_path / "model.safetensors"
+    safetensors.save_model(model, str(path))
+    whole = path.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    path.write_bytes(whole[:header])  # no numbers follow
+    read = plan.model_of(path)
+    assert all(parameter.is_meta for parameter in read.parameters())
+    assert plan.estimates(read) == plan.estimates(model)
+
+
+def test_devices_share_evenly(config):
+    model = plan.model_of(config(LLAMA))
+    for one, eighth in zip(plan.estimates(model), plan.estimates(model, world=8), strict=True):
+        for whole, part in zip(one[1:], eighth[1:], strict=True):
+            assert part == -(-whole // 8)
+
+
+def test_program_prints_the_table(config, capsys):
+    assert plan.main([str(config(LLAMA_7B)), "--optimizer", "adamw", "dct-adamw"]) == 0
+    printed = capsys.readouterr().out
+    assert "6,738,415,616 parameters in float32; GB on one device" in printed
+    assert re.search(r"^AdamW +26\.95 +26\.95 +53\.91 +107\.81  #{24}$", printed, re.MULTILINE)
+    assert re.search(r"^DCT-AdamW +26\.95 +26\.95 +15\.05 ", printed, re.MULTILINE)
+
+
+def test_readme_shows_what_the_planner_computes(config):
+    model = plan.model_of(config(LLAMA_7B))
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    stated = dict(re.findall(r"^\| ([^|]+) \| ([\d.]+) \|$", text, re.MULTILINE))
+    quarter = plan.estimates(model, optimizers=["adamw", "dct-adamw", "trion-8bit"])
+    fixed = plan.estimates(model, optimizers=["dct-adamw"], rank=512)
+    computed = [f"{row.state / 1e9:.1f}" for row in (quarter[0], quarter[1], fixed[0], quarter[2])]
+    assert list(stated.values()) == computed
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("config.json", "[]", "must be a configuration of Hugging Face, with a model_type"),
+        ("config.yaml", "", r"must be a config\.json, a \.safetensors file or a folder"),
+        ("other.txt", "", r"must be a config\.json, a \.safetensors file or a folder"),
+    ],
+)
+def test_what_is_no_model_is_an_error(tmp_path, capsys, name, text, message):
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(SystemExit):
+        plan.main([str(path)])
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_summary_prints_a_table_with_totals_beside_adamw():
+    model = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.Linear(256, 64))
+    text = str(lowrank_torch.DCTAdamW.for_model(model, rank=16).summary())
+    lines = text.splitlines()
+    assert lines[0].split() == ["name", "shape", "algorithm", "rank", "axis", "state", "AdamW's"]
+    assert lines[1].split() == [
+        "0.weight",
+        "256",
+        "x",
+        "64",
+        "dct_adamw",
+        "16",
+        "-1",
+        "32,832",
+        "131,072",
+    ]
+    assert lines[-2:] == [
+        "32,768 of 33,088 numbers, in 2 of 4 parameters, are stepped at low rank",
+        "state 68,224 bytes, 26 % of AdamW's 264,704",
+    ]
