@@ -4,7 +4,7 @@ import numpy as np
 import oracles
 import pytest
 from family_cases import gradients, steps
-from helpers import assert_close, normal, to_numpy
+from helpers import assert_close, to_numpy
 
 import lowrank_core as lc
 
@@ -35,9 +35,9 @@ class Oracle:
         U = np.zeros_like(S)
         if self.residual == "bounded":
             U = 0.5 * S / np.sqrt((np.sqrt(D) + EPS) ** 2 + S**2)
-        I = self.chosen
-        self.m[:, I] = BETA * self.m[:, I] + (1 - BETA) * S[:, I]
-        U[:, I] = self.m[:, I] / (1 - BETA**self.t) / (np.sqrt(D[:, I]) + EPS)
+        own = self.chosen
+        self.m[:, own] = BETA * self.m[:, own] + (1 - BETA) * S[:, own]
+        U[:, own] = self.m[:, own] / (1 - BETA**self.t) / (np.sqrt(D[:, own]) + EPS)
         return U @ self.Q.T
 
 
