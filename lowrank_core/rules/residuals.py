@@ -61,6 +61,6 @@ def normalize_columns(
 
 
 def bound_coefficients(coefficients: Array, roots: Array, scale: Scalar, ops: Ops) -> Array:
-    """Return ``scale * S / sqrt(D + S^2)``, at most ``scale`` in size; ``roots`` are those of the second moment ``D``."""
+    """Return ``scale * S / sqrt(D + S^2)``, at most ``scale`` in size, with ``roots`` of the second moment ``D``."""
     ratios = coefficients / roots
     return ratios * (scale / ops.xp.sqrt(ratios * ratios + 1.0))
