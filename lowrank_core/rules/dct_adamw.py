@@ -194,6 +194,8 @@ def _rest(
     rho = config.residual_scale
     if rho is None:
         rho = DEFAULT_SCALE.get(config.residual, 1.0)
+    if config.residual != "scaled":  # as what is in the subspace, by whose length it is scaled
+        rho = rho * config.update_scale
     if config.residual == "sign" and columns.outside is not None:
         rho = rho * ops.astype(columns.outside, A.dtype)[..., None, None]
     match config.residual:
@@ -213,7 +215,7 @@ def _rest(
             return CoefficientRest(scaled), state
         case "bounded":
             # rho S_ij / sqrt(D_ij + S_ij^2)
-            roots = _roots(columns, state, t, matrix).of_all(layout.axis) + config.eps
+            roots = _roots(columns, state, t, matrix).of_all(config.eps, layout.axis, ops)
             return CoefficientRest(bound_coefficients(S.values, roots, rho, ops)), state
         case "scaled":
             # rho ||u_i|| / ||a_i|| E_i for each row i
@@ -313,16 +315,18 @@ def adam_step(
 def _weights(
     ages: Array | None, t: int | Array, like: Array, matrix: MatrixStep[DCTAdamWConfig]
 ) -> tuple[Scalar, Scalar]:
-    """Return what the two moments are divided by to correct for their start at zero."""
+    """Return what the two moments are divided by: to correct for their start at zero, and to scale the update."""
     config, axis, ops = matrix.config, matrix.layout.axis, matrix.ops
     beta1, beta2 = config.betas
-    if ages is None:
-        return decayed_weight(beta1, t, ops, like), decayed_weight(beta2, t, ops, like)
-    if config.bias_correction == "column":
-        first = decayed_weight(beta1, ages, ops, like)
-        return on_axis(first, axis), on_axis(decayed_weight(beta2, ages, ops, like), axis)
-    # A newcomer's first moment is left small, and its second was seeded: so it fades in.
-    return 1.0, on_axis(decayed_weight(beta2, ages + SEED_COUNT, ops, like), axis)
+    seen = t if ages is None else ages
+    first: Any = 1.0
+    if config.bias_correction == "gentle":
+        # A newcomer's first moment is left small, and its second was seeded: so it fades in.
+        seen = seen + SEED_COUNT
+    else:
+        first = on_axis(decayed_weight(beta1, seen, ops, like), axis)
+    second = on_axis(decayed_weight(beta2, seen, ops, like), axis)
+    return first / config.update_scale, second
 
 
 def dct_adamw_init(

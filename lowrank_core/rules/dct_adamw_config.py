@@ -68,6 +68,8 @@ class DCTAdamWConfig:
         ``"step"`` corrects both moments by the step count; ``"column"`` by the age of each column, so that a newcomer
         moves by a full unit step at first; ``"gentle"`` leaves the first moment uncorrected and seeds a newcomer's
         second from its column's running energy, so that it fades in.
+    update_scale
+        What the whole update is multiplied by, weight decay not, dimensionless: so that rates found for AdamW suit.
     second_moment
         ``"full"`` keeps the mean square of every coefficient on the chosen columns; ``"factored"`` those of the rows
         and of the columns of all coefficients, ``m + n`` numbers, and divides by what follows from these.
@@ -101,6 +103,7 @@ class DCTAdamWConfig:
     score_decay: Scalar | None = number(None)
     hysteresis: Scalar = number(0.0)
     bias_correction: str = "step"
+    update_scale: Scalar = number(1.0)
     second_moment: str = "full"
     moment_bits: int | None = None
     state_dtype: str | None = None
@@ -126,6 +129,7 @@ class DCTAdamWConfig:
             check_number("score_decay", self.score_decay, low=0, high=1)
         check_number("hysteresis", self.hysteresis, low=0)
         check_choice("bias_correction", self.bias_correction, BIAS_CORRECTIONS)
+        check_number("update_scale", self.update_scale, low=0, include_low=False)
         check_choice("second_moment", self.second_moment, SECOND_MOMENTS)
         check_choice("moment_bits", self.moment_bits, (None, 8))
         check_state_dtype(self.state_dtype)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from lowrank_core._typing import Array
+from lowrank_core._typing import Array, Scalar
 from lowrank_core.layout import on_axis
 from lowrank_core.ops.standard import Ops
 from lowrank_core.subspace.empty import infinite_where, is_rounding
@@ -24,12 +24,14 @@ class Roots(NamedTuple):
 
     #: ``sqrt(p)``, ``(..., m, 1)`` (axis -1) or ``(..., 1, n)`` (axis -2).
     rows: Array
-    #: ``sqrt(c / mean(c))``, ``(..., size)``; infinite for a column of nothing but rounding, which so is not stepped.
+    #: ``sqrt(c / mean(c))``, ``(..., size)``, dimensionless.
     columns: Array
 
-    def of_all(self, axis: int) -> Array:
-        """Return the roots for all coefficients."""
-        full: Array = self.rows * on_axis(self.columns, axis)
+    def of_all(self, eps: Scalar, axis: int, ops: Ops) -> Array:
+        """Return the roots for all coefficients plus ``eps``; infinite in columns of nothing but rounding."""
+        rounding = is_rounding(self.columns, ops)
+        added = on_axis(infinite_where(rounding, eps, self.columns, ops), axis)
+        full: Array = self.rows * on_axis(self.columns, axis) + added
         return full
 
     def of_columns(self, indices: Array, axis: int, ops: Ops) -> Array:
@@ -54,5 +56,4 @@ def factored_roots(row_energy: Array, energy: Array, ops: Ops) -> Roots:
     mean = xp.mean(energy, axis=-1, keepdims=True)
     # A gradient of zeros has no share to divide.
     shares = xp.sqrt(energy / xp.where(mean > 0, mean, xp.ones_like(mean)))
-    columns = infinite_where(is_rounding(shares, ops), shares, shares, ops)
-    return Roots(xp.sqrt(row_energy), columns)
+    return Roots(xp.sqrt(row_energy), shares)
