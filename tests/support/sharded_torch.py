@@ -43,7 +43,6 @@ POLICIES: dict[type, dict[str, dict[str, Any]]] = {
             "residual": "bounded",
             "score_decay": 0.95,
             "refresh_every": 3,
-            "side": "right",
         },
         "sampled": {
             "residual": "discard",
