@@ -16,6 +16,7 @@ from lowrank_core.ops.standard import StandardOps
 from lowrank_core.rules.dct_adamw import dct_adamw_init, dct_adamw_step
 from lowrank_core.rules.dct_adamw_config import DCTAdamWConfig, DCTAdamWState
 from lowrank_core.rules.dct_adamw_projected import dct_adamw_project, dct_adamw_step_projected
+from lowrank_core.rules.presets import PRESETS
 from lowrank_core.rules.state import state_bytes
 from lowrank_core.rules.trion import trion_init, trion_step
 from lowrank_core.rules.trion_config import TrionConfig, TrionState
@@ -32,6 +33,7 @@ from lowrank_core.subspace.update import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "PRESETS",
     "Basis",
     "CoefficientRest",
     "Crossovers",

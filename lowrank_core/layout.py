@@ -59,6 +59,11 @@ class Layout(NamedTuple):
         """Shape of one number per basis vector: ``(..., size)``."""
         return (*self.batch, self.size)
 
+    @property
+    def rows_shape(self) -> tuple[int, ...]:
+        """Shape of one number per row: ``(..., m, 1)`` on the right side, ``(..., 1, n)`` on the left."""
+        return (*self.batch, *self._ordered(1))
+
     def _ordered(self, along: int) -> tuple[int, int]:
         return (self.rows, along) if self.axis == -1 else (along, self.rows)
 

@@ -10,6 +10,7 @@ import optax
 from lowrank_core import DCTAdamWConfig
 from lowrank_core._typing import Scalar
 from lowrank_core.rules.known import DCT_ADAMW
+from lowrank_core.rules.presets import with_preset
 from lowrank_jax._axes import AxesRule, axes_by_name
 from lowrank_jax._nonfinite import watched
 from lowrank_jax._options import check_adam, check_rates, config_of, shows_options
@@ -24,6 +25,7 @@ def scale_by_dct_adam(
     eps: Scalar = 1e-8,
     *,
     rank: int | float,
+    preset: str | None = None,
     matrix_axes: AxesRule = axes_by_name,
     **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
@@ -39,6 +41,8 @@ def scale_by_dct_adam(
         gradient; for every leaf.
     rank
         Basis columns kept: an integer, or a fraction in (0, 1) of the transformed dimension.
+    preset
+        Name of options that go together, of `lowrank_core.PRESETS`; those given beside it come first.
     matrix_axes
         Which leaves are matrices, along which axes: a tree of `MatrixAxes` and ``None``, in which what stands at a node
         holds for all leaves below it, or a function ``(path, leaf)`` that returns one of the two; `axes_by_name` by
@@ -62,7 +66,7 @@ def scale_by_dct_adam(
     """
     check_adam(b1, b2, eps)
     named = {"rank": rank, "betas": (b1, b2), "eps": eps}
-    config = config_of("scale_by_dct_adam", DCTAdamWConfig, named, options)
+    config = config_of("scale_by_dct_adam", DCTAdamWConfig, named, with_preset(preset, options))
     stepped = Options(DCT_ADAMW, config, needs_low_rank=True)
     return scale_by_rule(stepped, optax.scale_by_adam(b1, b2, eps), matrix_axes)
 
@@ -77,6 +81,7 @@ def dct_adamw(
     mask: Any = None,
     *,
     rank: int | float,
+    preset: str | None = None,
     matrix_axes: AxesRule = axes_by_name,
     nonfinite: str = "propagate",
     **options: Any,
@@ -94,7 +99,7 @@ def dct_adamw(
     mask
         Which leaves decay: a tree of booleans (or a prefix of one), or a function that returns one for the parameters;
         all by default.
-    rank, matrix_axes, **options
+    rank, preset, matrix_axes, **options
         As in `scale_by_dct_adam`.
     nonfinite
         What is done about an update that holds NaN or infinity: ``"propagate"`` steps on it; ``"skip"`` returns zeros
@@ -118,7 +123,9 @@ def dct_adamw(
     check_rates(learning_rate, weight_decay, mask)
     whole = in_wide_precision(
         optax.chain(
-            scale_by_dct_adam(b1, b2, eps, rank=rank, matrix_axes=matrix_axes, **options),
+            scale_by_dct_adam(
+                b1, b2, eps, rank=rank, preset=preset, matrix_axes=matrix_axes, **options
+            ),
             optax.add_decayed_weights(weight_decay, mask),
             optax.scale_by_learning_rate(learning_rate),
         )

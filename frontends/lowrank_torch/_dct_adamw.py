@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from lowrank_core.rules.known import DCT_ADAMW
+from lowrank_core.rules.presets import with_preset
 from lowrank_torch._optimizer import LowRankOptimizer
 
 
@@ -34,6 +35,8 @@ class DCTAdamW(LowRankOptimizer):
         Decoupled: each step first multiplies the parameter by ``1 - lr * weight_decay``.
     rank
         Basis columns kept: an integer, or a fraction in (0, 1) of the transformed dimension.
+    preset
+        Name of options that go together, of `lowrank_core.PRESETS`; those given beside it come first.
     process_group
         Replicas among whom the work and the state of parameters that each of them has are shared out, as under DDP; by
         default every replica does all of it.
@@ -77,10 +80,14 @@ class DCTAdamW(LowRankOptimizer):
         weight_decay: float = 0.01,
         *,
         rank: int | float,
+        preset: str | None = None,
         process_group: Any = None,
         **options: Any,
     ) -> None:
         own = {"lr": lr, "weight_decay": weight_decay}
         super().__init__(
-            params, {"rank": rank, "betas": betas, "eps": eps, **options}, own, process_group
+            params,
+            {"rank": rank, "betas": betas, "eps": eps, **with_preset(preset, options)},
+            own,
+            process_group,
         )

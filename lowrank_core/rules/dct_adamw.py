@@ -34,7 +34,13 @@ from lowrank_core.rules.dct_adamw_columns import (
 )
 from lowrank_core.rules.dct_adamw_config import SEED_COUNT, DCTAdamWConfig, DCTAdamWState
 from lowrank_core.rules.reductions import Steps, Sum, run
-from lowrank_core.rules.residuals import DEFAULT_SCALE, limit_growth, normalize_columns, row_ratios
+from lowrank_core.rules.residuals import (
+    DEFAULT_SCALE,
+    bound_coefficients,
+    limit_growth,
+    normalize_columns,
+    row_ratios,
+)
 from lowrank_core.rules.rule import MatrixStep, bind
 from lowrank_core.rules.state import (
     check_state,
@@ -45,7 +51,14 @@ from lowrank_core.rules.state import (
     store_squares,
 )
 from lowrank_core.subspace.empty import as_chosen, infinite_where, is_rounding
-from lowrank_core.subspace.moments import Moments, carry_moments, decayed_weight, mean_energy
+from lowrank_core.subspace.factored import Roots, factored_roots, row_squares
+from lowrank_core.subspace.moments import (
+    Moments,
+    carry_moments,
+    decayed_weight,
+    mean_energy,
+    update_energy,
+)
 from lowrank_core.subspace.projection import project_on
 from lowrank_core.subspace.stored import starting_vectors
 from lowrank_core.subspace.update import (
@@ -81,6 +94,14 @@ def dct_adamw_steps(
     """
     config, ops = matrix.config, matrix.ops
     refresh = due is not False
+    if config.factored:
+        # p_i <- b2 p_i + (1 - b2) mean_j A_ij^2, which over a row of A is what it is over one of S.
+        squares = row_squares(_with_feedback(gradient, state, matrix), matrix.layout.axis, ops)
+        state = state._replace(
+            row_energy=update_energy(
+                state.row_energy, squares, matrix.layout.size, config.energy_decay
+            )
+        )
     # S = A Q, and I: its columns with the largest norms, or those of the step before. Stored vectors are computed from
     # the whole matrix instead: there is nothing to add up.
     S: Any = None
@@ -136,7 +157,7 @@ def _project(
     """
     config, axis, ops = matrix.config, matrix.layout.axis, matrix.ops
     A = _with_feedback(gradient, state, matrix)
-    moments = wide_moments(state, A.dtype, ops)
+    moments = wide_moments(state, A, matrix)
     if columns is None:
         columns = ColumnSelection(None, None, ops.astype(state.vectors, A.dtype))
         if due is not False:
@@ -154,7 +175,7 @@ def _project(
         a = S.take(columns.indices)
     if due is not False:
         moments = carry_moments(moments, columns.moved, columns.newcomers, axis, ops)
-    kept = S if config.transforms_every_step else None
+    kept = S if config.rest_in_coefficients else None
     return _Projected(a, columns, moments, None if config.residual == "discard" else A, kept)
 
 
@@ -173,6 +194,8 @@ def _rest(
     rho = config.residual_scale
     if rho is None:
         rho = DEFAULT_SCALE.get(config.residual, 1.0)
+    if config.residual != "scaled":  # as what is in the subspace, by whose length it is scaled
+        rho = rho * config.update_scale
     if config.residual == "sign" and columns.outside is not None:
         rho = rho * ops.astype(columns.outside, A.dtype)[..., None, None]
     match config.residual:
@@ -190,6 +213,10 @@ def _rest(
             c = mean_energy(columns.energy, config.energy_decay, config.energy_count(t), ops)
             scaled = normalize_columns(S.values, c, rho, config.eps, ops, axis=layout.axis)
             return CoefficientRest(scaled), state
+        case "bounded":
+            # rho S_ij / sqrt(D_ij + S_ij^2)
+            roots = _roots(columns, state, t, matrix).of_all(config.eps, layout.axis, ops)
+            return CoefficientRest(bound_coefficients(S.values, roots, rho, ops)), state
         case "scaled":
             # rho ||u_i|| / ||a_i|| E_i for each row i
             ratios = row_ratios(update.factor, a, ops, axis=layout.axis) * rho
@@ -213,10 +240,27 @@ def _with_feedback(
     return full + load_buffer(state, "feedback", bits, shape, full.dtype, matrix.ops)
 
 
-def wide_moments(state: DCTAdamWState, dtype: DType, ops: Ops) -> Moments:
-    """Return the moments of ``state`` in the dtype of the arithmetic."""
-    first = ops.astype(state.first_moment, dtype)
-    return Moments(first, load_squares(state.second_moment, dtype, ops), state.ages)
+def wide_moments(state: DCTAdamWState, x: Array, matrix: MatrixStep[DCTAdamWConfig]) -> Moments:
+    """Return the moments of ``state`` in the dtype of ``x``: as many rows of the matrix, or of coefficients of it."""
+    config, axis, ops = matrix.config, matrix.layout.axis, matrix.ops
+    shape = (*x.shape[:-1], matrix.layout.rank if axis == -1 else x.shape[-1])
+    first = load_buffer(state, "first_moment", config.moment_bits, shape, x.dtype, ops)
+    second = None
+    if not config.factored:
+        second = load_squares(state.second_moment, x.dtype, ops)
+    return Moments(first, second, state.ages)
+
+
+def _roots(
+    columns: ColumnSelection,
+    state: DCTAdamWState,
+    t: int | Array,
+    matrix: MatrixStep[DCTAdamWConfig],
+) -> Roots:
+    """Return the roots of the factored second moment after step ``t``."""
+    decay, ops = matrix.config.energy_decay, matrix.ops
+    rows = mean_energy(state.row_energy, decay, t, ops)
+    return factored_roots(rows, mean_energy(columns.energy, decay, t, ops), ops)
 
 
 def adam_step(
@@ -234,14 +278,19 @@ def adam_step(
     if columns.empty is not None:
         eps = on_axis(infinite_where(columns.empty, eps, low_rank, ops), layout.axis)
     ages = None if moments.ages is None else moments.ages + 1
-    factor, first, second = ops.adam_update(
-        low_rank,
-        (moments.first, moments.second),
-        config.betas,
-        _weights(ages, t, low_rank, matrix),
-        eps,
-        overwrite=overwrite,
-    )
+    weights = _weights(ages, t, low_rank, matrix)
+    if config.factored:
+        # sqrt(D_ij), with D_ij = p_i c_j / mean(c) in the place of v
+        roots = _roots(columns, state, t, matrix).of_columns(columns.indices, layout.axis, ops)
+        beta1, second = config.betas[0], None
+        first = moments.first * beta1 + low_rank * (1 - beta1)
+        factor = first / weights[0] / (roots + eps)
+    else:
+        factor, first, second = ops.adam_update(
+            low_rank, (moments.first, moments.second), config.betas, weights, eps,
+            overwrite=overwrite,
+        )  # fmt: skip
+        second = store_squares(second, state.second_moment.dtype, t, ops)
     update = LowRankUpdate(
         factor, columns.indices, layout.axis, layout.size, config.basis, columns.vectors,
         method=config.method,
@@ -249,10 +298,13 @@ def adam_step(
     vectors = state.vectors
     if vectors is not None:
         vectors = ops.astype(columns.vectors, vectors.dtype)
-    return update, state._replace(
+    if config.moment_bits is None:
+        kept = state._replace(first_moment=store(first, state.first_moment.dtype, t, 1, ops))
+    else:
+        kept = store_buffer(state, "first_moment", first, config.moment_bits, t, ops)
+    return update, kept._replace(
         step=t,
-        first_moment=store(first, state.first_moment.dtype, t, 1, ops),
-        second_moment=store_squares(second, state.second_moment.dtype, t, ops),
+        second_moment=second,
         indices=columns.kept,
         vectors=vectors,
         ages=ages,
@@ -263,16 +315,18 @@ def adam_step(
 def _weights(
     ages: Array | None, t: int | Array, like: Array, matrix: MatrixStep[DCTAdamWConfig]
 ) -> tuple[Scalar, Scalar]:
-    """Return what the two moments are divided by to correct for their start at zero."""
+    """Return what the two moments are divided by: to correct for their start at zero, and to scale the update."""
     config, axis, ops = matrix.config, matrix.layout.axis, matrix.ops
     beta1, beta2 = config.betas
-    if ages is None:
-        return decayed_weight(beta1, t, ops, like), decayed_weight(beta2, t, ops, like)
-    if config.bias_correction == "column":
-        first = decayed_weight(beta1, ages, ops, like)
-        return on_axis(first, axis), on_axis(decayed_weight(beta2, ages, ops, like), axis)
-    # A newcomer's first moment is left small, and its second was seeded: so it fades in.
-    return 1.0, on_axis(decayed_weight(beta2, ages + SEED_COUNT, ops, like), axis)
+    seen = t if ages is None else ages
+    first: Any = 1.0
+    if config.bias_correction == "gentle":
+        # A newcomer's first moment is left small, and its second was seeded: so it fades in.
+        seen = seen + SEED_COUNT
+    else:
+        first = on_axis(decayed_weight(beta1, seen, ops, like), axis)
+    second = on_axis(decayed_weight(beta2, seen, ops, like), axis)
+    return first / config.update_scale, second
 
 
 def dct_adamw_init(

@@ -81,8 +81,8 @@ def select(
         newcomers = ops.take_along(mean, indices)
         newcomers = newcomers * decayed_weight(config.betas[1], SEED_COUNT, ops, mean)
     vectors = None
-    # Where every step transforms, all coefficients go back through one whole transform.
-    if matrix.by_columns and not config.transforms_every_step:
+    # Where the rest is coefficients, all go back through one whole transform.
+    if matrix.by_columns and not config.rest_in_coefficients:
         vectors = matrix.basis.columns(indices, layout.size, dtype, ops)
     return chosen._replace(energy=energy, vectors=vectors, newcomers=newcomers)
 

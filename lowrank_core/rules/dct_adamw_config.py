@@ -18,6 +18,7 @@ from lowrank_core.rules.state import ArraySpec, buffer_spec, check_state_dtype
 from lowrank_core.subspace.columns import SCORES, SELECTIONS
 
 BIAS_CORRECTIONS = ("step", "column", "gentle")
+SECOND_MOMENTS = ("full", "factored")
 
 #: The number of steps that a newcomer's second moment, seeded from its column's energy, counts as.
 SEED_COUNT = 10
@@ -51,7 +52,7 @@ class DCTAdamWConfig:
         How to transform: ``"auto"``, ``"matmul"`` or ``"fft"`` (the basis's fast transform). A choice of speed alone.
     residual
         What becomes of the part of the gradient outside the chosen columns: ``"discard"``, ``"error_feedback"``
-        (state of the size of the parameter), ``"sign"``, ``"scaled"`` or ``"normalized"``; see
+        (state of the size of the parameter), ``"sign"``, ``"scaled"``, ``"normalized"`` or ``"bounded"``; see
         `lowrank_core.residuals`.
     residual_scale
         Share of the step's rate that a residual part moves with; ``None`` for the policy's own default.
@@ -67,6 +68,13 @@ class DCTAdamWConfig:
         ``"step"`` corrects both moments by the step count; ``"column"`` by the age of each column, so that a newcomer
         moves by a full unit step at first; ``"gentle"`` leaves the first moment uncorrected and seeds a newcomer's
         second from its column's running energy, so that it fades in.
+    update_scale
+        What the whole update is multiplied by, weight decay not, dimensionless: so that rates found for AdamW suit.
+    second_moment
+        ``"full"`` keeps the mean square of every coefficient on the chosen columns; ``"factored"`` those of the rows
+        and of the columns of all coefficients, ``m + n`` numbers, and divides by what follows from these.
+    moment_bits
+        8 to keep the first moment in that many bits, beside a factored second one; ``None`` for ``state_dtype``.
     state_dtype
         Name of the dtype the moments are kept in; ``None`` for float32 (float64 for float64 gradients). Arithmetic is
         in float32 at least; narrower state is rounded stochastically, or it would never decay, and float16 keeps the
@@ -95,12 +103,15 @@ class DCTAdamWConfig:
     score_decay: Scalar | None = number(None)
     hysteresis: Scalar = number(0.0)
     bias_correction: str = "step"
+    update_scale: Scalar = number(1.0)
+    second_moment: str = "full"
+    moment_bits: int | None = None
     state_dtype: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_rank(self.rank)
-        plain_options(self, "rank", "refresh_every", "feedback_bits", "seed")
+        plain_options(self, "rank", "refresh_every", "feedback_bits", "moment_bits", "seed")
         check_betas(self.betas)
         check_number("eps", self.eps, low=0)
         if self.basis not in STORED_BASES:
@@ -118,6 +129,9 @@ class DCTAdamWConfig:
             check_number("score_decay", self.score_decay, low=0, high=1)
         check_number("hysteresis", self.hysteresis, low=0)
         check_choice("bias_correction", self.bias_correction, BIAS_CORRECTIONS)
+        check_number("update_scale", self.update_scale, low=0, include_low=False)
+        check_choice("second_moment", self.second_moment, SECOND_MOMENTS)
+        check_choice("moment_bits", self.moment_bits, (None, 8))
         check_state_dtype(self.state_dtype)
         check_integer("seed", self.seed, low=0)
         self._check_together()
@@ -138,6 +152,10 @@ class DCTAdamWConfig:
                 f"score_decay must be None with score={self.score!r} (a column's energy is its l2 norm squared), "
                 f"got {self.score_decay!r}"
             )
+        if self.factored:
+            self._check_factored()
+        else:
+            self._check_full()
         if self.stored:
             wanted = {
                 "residual": "anything but 'normalized'" if self.residual == "normalized" else "",
@@ -156,6 +174,40 @@ class DCTAdamWConfig:
                         f"got {getattr(self, option)!r}"
                     )
 
+    def _check_full(self) -> None:
+        """Refuse what needs a factored second moment."""
+        for option, value in (("residual", "bounded"), ("moment_bits", 8)):
+            if getattr(self, option) == value:
+                raise ValueError(
+                    f"{option} must not be {value!r} unless second_moment='factored', got "
+                    f"second_moment={self.second_moment!r}"
+                )
+
+    def _check_factored(self) -> None:
+        """Refuse what a factored second moment does not go with."""
+        if self.stored:
+            raise ValueError(
+                f"second_moment must be 'full' with basis={self.basis!r}, which has no columns but those kept, got "
+                f"{self.second_moment!r}"
+            )
+        if self.bias_correction != "step":
+            raise ValueError(
+                "bias_correction must be 'step' with second_moment='factored', which no column is new to, got "
+                f"{self.bias_correction!r}"
+            )
+        beta1, decay = self.betas[0], self.energy_decay
+        if isinstance(beta1, float) and isinstance(decay, float) and beta1 >= decay**0.5:
+            # A first moment of gradients long forgotten by the second would be divided by next to nothing.
+            raise ValueError(
+                "betas must have a first entry below the root of the second (of score_decay, where given) with "
+                f"second_moment='factored', got {beta1!r} and {decay!r}"
+            )
+
+    @property
+    def factored(self) -> bool:
+        """Whether the second moment is kept as its means over rows and over columns."""
+        return self.second_moment == "factored"
+
     @property
     def stored(self) -> bool:
         """Whether the basis is computed from the gradient and kept as state."""
@@ -164,11 +216,16 @@ class DCTAdamWConfig:
     @property
     def transforms_every_step(self) -> bool:
         """Whether every step needs all coefficients, not only a step that chooses columns."""
-        return self.residual in ("scaled", "normalized") and not self.stored
+        return self.factored or self.rest_in_coefficients
+
+    @property
+    def rest_in_coefficients(self) -> bool:
+        """Whether what is outside the chosen columns goes back with them, through one transform of all coefficients."""
+        return self.residual in ("scaled", "normalized", "bounded") and not self.stored
 
     def block_multiple(self, axis: int) -> int:
         """Return the multiples at which parts of the rows of matrices begin whose codes are their own."""
-        return block_multiple(axis, self.feedback_bits)
+        return block_multiple(axis, self.feedback_bits or self.moment_bits)
 
     def part_multiple(self, layout: Layout) -> int | None:
         """Return the multiples at which parts of the rows of a matrix begin that can be stepped in lockstep.
@@ -193,6 +250,7 @@ class DCTAdamWConfig:
             self.score_decay is not None
             or self.residual == "normalized"
             or self.bias_correction == "gentle"
+            or self.factored
         )
 
     @property
@@ -208,7 +266,7 @@ class DCTAdamWConfig:
     @property
     def projects(self) -> bool:
         """Whether a step that keeps its columns needs the coefficients on these alone (see `dct_adamw_project`)."""
-        return self.residual == "discard" and self.refresh_every > 1
+        return self.residual == "discard" and self.refresh_every > 1 and not self.factored
 
     def check_projected(self, step: Any) -> None:
         """Raise ``ValueError`` unless ``step`` can be done on coefficients on the current columns alone.
@@ -217,8 +275,9 @@ class DCTAdamWConfig:
         """
         if not self.projects:
             raise ValueError(
-                "steps on projected gradients need residual='discard' and refresh_every > 1, got "
-                f"residual={self.residual!r} and refresh_every={self.refresh_every}"
+                "steps on projected gradients need residual='discard', refresh_every > 1 and second_moment='full', got "
+                f"residual={self.residual!r}, refresh_every={self.refresh_every} and "
+                f"second_moment={self.second_moment!r}"
             )
         if isinstance(step, int) and self.refreshes(step):
             raise ValueError(
@@ -250,10 +309,11 @@ class DCTAdamWConfig:
         ``dtype`` names the dtype that moments are kept in unless ``state_dtype`` says otherwise.
         """
         layout, moments = self.layout(shape), self.state_dtype or dtype
-        spec = {
-            "first_moment": ArraySpec(layout.low_rank_shape, moments),
-            "second_moment": ArraySpec(layout.low_rank_shape, moments, NON_NEGATIVE),
-        }
+        spec = buffer_spec("first_moment", layout.low_rank_shape, moments, dtype, self.moment_bits)
+        if self.factored:
+            spec["row_energy"] = ArraySpec(layout.rows_shape, dtype, NON_NEGATIVE)
+        else:
+            spec["second_moment"] = ArraySpec(layout.low_rank_shape, moments, NON_NEGATIVE)
         if self.stored:
             spec["vectors"] = ArraySpec((*layout.batch, layout.size, layout.rank), dtype)
         else:
@@ -281,10 +341,11 @@ class DCTAdamWState(NamedTuple):
 
     #: Steps done, a host number, or a 0-d int32 array where steps are traced.
     step: int | Array
-    #: Running mean of the coefficients, ``(..., m, r)`` (right side) or ``(..., r, n)`` (left side).
+    #: Running mean of the coefficients, ``(..., m, r)`` (right side) or ``(..., r, n)`` (left side), or codes for it
+    #: (see `lowrank_core.Quantized`).
     first_moment: Array
     #: Running mean of their squares, of the same shape; in float16 the root of it.
-    second_moment: Array
+    second_moment: MaybeArray = None
     #: The chosen columns of a fixed basis, ``(..., r)`` int32, ascending; a place that no column has won, all others
     #: being rounding, holds one as ``j - size``.
     indices: MaybeArray = None
@@ -302,5 +363,12 @@ class DCTAdamWState(NamedTuple):
     residual_norm: MaybeArray = None
     #: Running mean square of every column's coefficients, ``(..., size)``, not corrected for its start at zero.
     energy: MaybeArray = None
+    #: Running mean square of every row of all coefficients, ``(..., m, 1)`` (right side) or ``(..., 1, n)`` (left
+    #: side), not corrected for its start at zero.
+    row_energy: MaybeArray = None
+    #: Minimum of each block of codes of the first moment.
+    first_moment_minimum: MaybeArray = None
+    #: Scale of each block of codes of the first moment.
+    first_moment_scale: MaybeArray = None
     #: Key of the random draws, ``(...)`` or ``(1,)`` int32.
     key: MaybeArray = None

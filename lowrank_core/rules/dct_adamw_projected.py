@@ -124,7 +124,7 @@ def step_projected(
 ) -> tuple[LowRankUpdate, DCTAdamWState]:
     """Return Adam's step on coefficients on the columns of the step before."""
     low_rank = to_compute(low_rank, matrix.ops)
-    moments = wide_moments(state, low_rank.dtype, matrix.ops)
+    moments = wide_moments(state, low_rank, matrix)
     columns = _current(state, low_rank.dtype, matrix)
     return adam_step(low_rank, moments, columns, state, matrix, overwrite=False)
 

@@ -8,6 +8,8 @@
 ``scaled``          stepped along itself, each row by the ratio its low-rank part was scaled by (Fira, X. Chen et al.,
                     arXiv 2410.01623)
 ``normalized``      each unchosen column of coefficients stepped along itself, divided by its running root mean square
+``bounded``         each unchosen coefficient stepped along itself, divided by the root of its factored second moment
+                    and its own square, so that none is stepped further than the scale
 ==================  ============================================================================================
 """
 
@@ -18,10 +20,10 @@ from lowrank_core.layout import on_axis
 from lowrank_core.ops.standard import Ops
 from lowrank_core.subspace.empty import infinite_where, is_rounding
 
-RESIDUALS = ("discard", "error_feedback", "sign", "scaled", "normalized")
+RESIDUALS = ("discard", "error_feedback", "sign", "scaled", "normalized", "bounded")
 
 #: The share of the step's rate that the residual part moves with, unless told otherwise.
-DEFAULT_SCALE = {"sign": 0.2, "scaled": 1.0, "normalized": 0.3}
+DEFAULT_SCALE = {"sign": 0.2, "scaled": 1.0, "normalized": 0.3, "bounded": 0.5}
 
 #: A scaled residual may grow by this factor from step to step (Fira's limiter).
 GROWTH_LIMIT = 1.01
@@ -56,3 +58,9 @@ def normalize_columns(
     # Divided by itself, rounding would be of full size.
     factors = scale / infinite_where(is_rounding(norms, ops), norms + eps, norms, ops)
     return coefficients * on_axis(factors, axis)
+
+
+def bound_coefficients(coefficients: Array, roots: Array, scale: Scalar, ops: Ops) -> Array:
+    """Return ``scale * S / sqrt(D + S^2)``, at most ``scale`` in size, with ``roots`` of the second moment ``D``."""
+    ratios = coefficients / roots
+    return ratios * (scale / ops.xp.sqrt(ratios * ratios + 1.0))

@@ -8,7 +8,7 @@ D. P. Kingma and J. Ba, "Adam: a method for stochastic optimization", arXiv 1412
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lowrank_core._typing import Array, Scalar
 from lowrank_core.layout import on_axis
@@ -20,8 +20,8 @@ class Moments(NamedTuple):
 
     #: ``(..., m, r)`` (axis -1) or ``(..., r, n)`` (axis -2).
     first: Array
-    #: The same.
-    second: Array
+    #: The same; ``None`` where it is factored (see `lowrank_core.subspace.factored`).
+    second: Any
     #: ``(..., r)`` int32, or ``None``: steps each coordinate has been there for.
     ages: Array | None
 
@@ -52,7 +52,9 @@ def carry_moments(
     """
     position, stayed = moved
     first = ops.take_or_zero(moments.first, position, stayed, axis=axis)
-    second = ops.take_or_zero(moments.second, position, stayed, axis=axis)
+    second = moments.second
+    if second is not None:
+        second = ops.take_or_zero(second, position, stayed, axis=axis)
     ages = moments.ages
     if ages is not None:
         carried = ops.take_along(ages, position)

@@ -78,7 +78,11 @@ def bases():
 
 
 VARIANTS = [
-    *({"residual": residual} for residual in RESIDUALS),
+    *({"residual": residual} for residual in RESIDUALS if residual != "bounded"),
+    {"preset": "factored"},
+    {"preset": "tiny", "side": "left"},
+    {"second_moment": "factored", "residual": "scaled"},
+    {"update_scale": 2.0, "bias_correction": "gentle"},
     *({"basis": basis} for basis in bases() if basis != "dct"),
     *({"bias_correction": kind} for kind in choices("bias_correction") if kind != "step"),
     {"basis": "haar", "residual": "normalized", "bias_correction": "column"},

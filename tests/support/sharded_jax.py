@@ -148,6 +148,8 @@ def reports(case):
         }
         codes = {"residual": "error_feedback", "feedback_bits": 8}
         cases["codes"] = (dct_adamw(**codes), tall, rows, scores)
+        factored = {"second_moment": "factored", "residual": "bounded"}
+        cases["factored"] = (dct_adamw(**factored), tall, rows, 2 * scores + 8)
     elif case == "trion":
         trion = lowrank_jax.trion(0.01, rank=RANK, matrix_axes=WEIGHT)
         cases = {"trion": (trion, tall, rows, TRION)}

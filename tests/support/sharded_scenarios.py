@@ -174,6 +174,11 @@ SHAPED: dict[str, tuple[tuple[int, ...], dict[str, Any], int]] = {
     "convolution": ((5, 3, 2, 2), {"side": "right"}, 0),
     "columns of convolution": ((4, 8, 3), {"side": "left"}, 1),
     "codes": ((7, 9), {"residual": "error_feedback", "feedback_bits": 8, "side": "right"}, 0),
+    "moments in codes": (
+        (4, 1024),
+        {"second_moment": "factored", "moment_bits": 8, "side": "left"},
+        1,
+    ),
     "columns of codes": (
         (4, 1024),
         {"residual": "error_feedback", "feedback_bits": 4, "side": "left"},

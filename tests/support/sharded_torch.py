@@ -38,6 +38,12 @@ POLICIES: dict[type, dict[str, dict[str, Any]]] = {
         "sign": {"residual": "sign", "score": "l1"},
         "scaled": {"residual": "scaled", "refresh_every": 2},
         "normalized": {"residual": "normalized", "bias_correction": "gentle"},
+        "factored": {
+            "second_moment": "factored",
+            "residual": "bounded",
+            "score_decay": 0.95,
+            "refresh_every": 3,
+        },
         "sampled": {
             "residual": "discard",
             "selection": "sampled",

@@ -41,6 +41,7 @@ def _variants() -> list[dict[str, Any]]:
     policies = [
         {"residual": residual, "bias_correction": correction}
         for residual in choices("residual")
+        if residual != "bounded"  # which goes with a factored second moment
         for correction in choices("bias_correction")
     ]
     single: list[dict[str, Any]] = [
@@ -57,10 +58,12 @@ def _variants() -> list[dict[str, Any]]:
         *({"basis": basis} for basis in STORED_BASES),
         *quantised,
         {"score_decay": 0.9, "hysteresis": 0.2},
+        {"second_moment": "factored", "residual": "sign"},
+        *(dict(lc.PRESETS[preset]) for preset in ("factored", "tiny")),
     ]
 
 
-#: Options of DCT-AdamW that together show every policy, correction, basis and state dtype there is.
+#: Options of DCT-AdamW that together show every policy, moment, correction, basis and state dtype there is.
 VARIANTS = _variants()
 
 

@@ -60,7 +60,8 @@ def test_every_rule_compiles_without_a_break(compiler, residual):
     if residual is None:
         optimizer = Trion(given, lr=rate, rank=3)
     else:
-        optimizer = DCTAdamW(given, lr=rate, rank=3, residual=residual)
+        moment = "factored" if residual == "bounded" else "full"
+        optimizer = DCTAdamW(given, lr=rate, rank=3, residual=residual, second_moment=moment)
     step = compiler(optimizer.step, backend="eager", fullgraph=True)
     for number in range(2):
         set_gradients(given, number)

@@ -1,0 +1,306 @@
+"""Which rule of update reaches the lowest loss for the state it keeps: a table of runs, each a line of JSON.
+
+    python docs/examples/study.py --table equal
+
+trains the same small model from the same weights on the same text by one method after the other, each at several
+rates, and writes a line a run to `study.jsonl`: what was run, on what, and what came of it. A run that has its line is
+not run again, so that a study may be stopped at any moment. `--report` prints the table of what is there: for every
+method its best rate, the mean over seeds, and the difference to AdamW, paired by seed, with its standard error.
+
+Tables and vectors get AdamW at the one rate `--other-lr`, whatever steps the hidden matrices, so that rates of hidden
+matrices alone differ. Nothing decays.
+"""
+
+import argparse
+import json
+import math
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lowrank_torch
+import torch
+from _job import BETAS, CLIP_NORM, VALIDATION_WINDOWS, rate_factor
+from _llama import Llama, next_byte_loss
+from _rivals import Apollo, Foam, Rival, Scale
+from _text import Corpus, load
+from _weights import first_weights
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+Build = Callable[[Any, float], Optimizer]
+
+
+def ours(**options: Any) -> Build:
+    """DCT-AdamW with these options."""
+    keywords = {"betas": BETAS, "weight_decay": 0.0, "rank": 0.25, **options}
+    return lambda groups, lr: lowrank_torch.DCTAdamW(groups, lr=lr, **keywords)
+
+
+def trion(**options: Any) -> Build:
+    """Trion with these options."""
+    keywords = {"weight_decay": 0.0, "rank": 0.5, "scale": "spectral", **options}
+    return lambda groups, lr: lowrank_torch.Trion(groups, lr=lr, **keywords)
+
+
+def rival(kind: type[Rival]) -> Build:
+    """A plain version of another optimizer."""
+    return lambda groups, lr: kind(groups, lr, BETAS)
+
+
+class AdamW(Rival):
+    """Adam's direction for every matrix."""
+
+    def direction(self, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+        """Adam's direction."""
+        from _rivals import adam
+
+        return adam(gradient, state, group)
+
+
+class Muon(Rival):
+    """Orthonormalised momentum (K. Jordan et al., 2024), by the library's own Newton-Schulz."""
+
+    def direction(self, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+        """The momentum with its singular values near one."""
+        from lowrank_core import orthogonalize
+
+        buffer = state.setdefault("first", torch.zeros_like(gradient)).mul_(0.95).add_(gradient)
+        rows, columns = gradient.shape
+        return orthogonalize(gradient + 0.95 * buffer) * max(1.0, rows / columns) ** 0.5
+
+
+FACTORED = {
+    "second_moment": "factored",
+    "residual": "bounded",
+    "score_decay": BETAS[1],
+    "refresh_every": 10,
+}
+METHODS: dict[str, Build] = {
+    "adamw": rival(AdamW),
+    "foam": rival(Foam),
+    "apollo": rival(Apollo),
+    "scale": rival(Scale),
+    "muon": rival(Muon),
+    "galore": ours(basis="svd", refresh_every=50, residual="discard"),
+    "fira": ours(basis="svd", refresh_every=50, residual="scaled"),
+    "ldadam": ours(basis="power", refresh_every=1, residual="error_feedback"),
+    "frugal": ours(residual="sign", refresh_every=50),
+    "sign": ours(),
+    "factored": ours(**FACTORED),
+    "factored, 8 bits": ours(**FACTORED, moment_bits=8),
+    "factored, rank 1/2": ours(**FACTORED, rank=0.5),
+    "factored, dropped": ours(**{**FACTORED, "residual": "discard"}),
+    "factored, identity": ours(**FACTORED, basis="identity"),
+    "trion": trion(),
+    "trion, 8 bits": trion(momentum_bits=8),
+}
+# What each table runs: methods, and the rates that each is tried at.
+TABLES: dict[str, Mapping[str, tuple[float, ...]]] = {
+    "equal": {
+        "adamw": (3.5e-4, 7e-4, 1e-3, 1.4e-3),
+        "factored": (7e-4, 1e-3, 1.4e-3, 2e-3),
+        "sign": (1e-3, 1.4e-3, 2e-3, 2.8e-3),
+        "foam": (1.8e-3, 2.5e-3, 3.5e-3, 5e-3),
+        "apollo": (3.5e-3, 7e-3, 1.4e-2, 2.8e-2),
+        "galore": (1.4e-3, 2e-3, 2.8e-3, 4e-3),
+        "fira": (1e-3, 1.4e-3, 2e-3, 2.8e-3),
+        "scale": (1e-3, 2e-3, 4e-3, 8e-3),
+    },
+    "least": {
+        "factored, 8 bits": (7e-4, 1e-3, 1.4e-3, 2e-3),
+        "trion, 8 bits": (1e-2, 2e-2, 4e-2, 8e-2),
+        "muon": (1e-2, 2e-2, 4e-2, 8e-2),
+    },
+    "parts": {
+        "factored": (1.4e-3,),
+        "factored, dropped": (1.4e-3,),
+        "factored, identity": (1.4e-3,),
+        "factored, rank 1/2": (1.4e-3,),
+    },
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What decides on a run's numbers."""
+
+    method: str
+    lr: float
+    seed: int
+    steps: int
+    width: int
+    layers: int
+    batch: int
+    length: int
+    other_lr: float
+
+
+def train(run: Run, corpus: Corpus) -> dict[str, Any]:
+    """Train by one method; what came of it."""
+    torch.manual_seed(run.seed)
+    model = Llama(run.width, run.layers, 4, run.length)
+    own = dict(model.named_parameters())
+    first = first_weights(None, {n: p.detach().numpy() for n, p in own.items()})
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(torch.tensor(first[name]))
+    groups = lowrank_torch.matrix_groups(model, other={"lr": run.other_lr})
+    hidden = [p for g in groups if g.get("algorithm") != "adamw" for _, p in g["params"]]
+    optimizer = METHODS[run.method](groups, run.lr)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: rate_factor(step, steps=run.steps)
+    )
+    window, begun, optimizing = run.length + 1, time.perf_counter(), 0.0
+    for step in range(run.steps):
+        windows = corpus.batch(step, seed=run.seed, count=run.batch, window=window)
+        loss = next_byte_loss(model, torch.as_tensor(windows))
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
+        before = time.perf_counter()
+        optimizer.step()
+        optimizing += time.perf_counter() - before
+        optimizer.zero_grad()
+        schedule.step()
+        if not math.isfinite(loss.item()):
+            break
+    seconds = time.perf_counter() - begun
+    held_out = torch.as_tensor(corpus.validation(count=VALIDATION_WINDOWS, window=window))
+    with torch.no_grad():
+        parts = torch.split(held_out, run.batch)
+        total = sum(next_byte_loss(model, part).item() * len(part) for part in parts)
+    states = [optimizer.state[p] for p in hidden]
+    return {
+        "loss": total / len(held_out),
+        "hidden_state_bytes": sum(map(held, states)),
+        "state_bytes": sum(map(held, optimizer.state.values())),
+        "numbers_per_weight": sum(map(held, states)) / 4 / sum(p.numel() for p in hidden),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "ms_per_step": 1e3 * seconds / run.steps,
+        "optimizer_ms_per_step": 1e3 * optimizing / run.steps,
+    }
+
+
+def held(state: Mapping[str, Any]) -> int:
+    """Bytes of the tensors of a parameter's state."""
+    return sum(value.nbytes for value in state.values() if isinstance(value, Tensor))
+
+
+def machine() -> dict[str, str]:
+    """What a run's times and rounding depend on."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = names[0].partition(":")[2].strip() if names else cpu
+    return {"cpu": cpu, "python": platform.python_version(), "torch": torch.__version__}
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a study so far."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def best_runs(lines: list[dict[str, Any]]) -> Iterator[tuple[str, float, dict[int, Any], bool]]:
+    """For every method its best rate by the seeds that all its rates have, its runs there, and if it is at an edge."""
+    for method in dict.fromkeys(line["method"] for line in lines):
+        rates: dict[float, dict[int, Any]] = {}
+        for line in lines:
+            if line["method"] == method:
+                rates.setdefault(line["lr"], {})[line["seed"]] = line
+        common = set.intersection(*map(set, rates.values()))
+
+        def mean(lr: float, rates: Any = rates, common: Any = common) -> float:
+            return statistics.fmean(rates[lr][seed]["loss"] for seed in common)
+
+        best = min(rates, key=mean)
+        yield method, best, rates[best], best in (min(rates), max(rates))
+
+
+def report(lines: list[dict[str, Any]], console: Console) -> None:
+    """Print the table of a study."""
+    rows = sorted(
+        best_runs(lines), key=lambda row: statistics.fmean(r["loss"] for r in row[2].values())
+    )
+    base = next((runs for method, _, runs, _ in rows if method == "adamw"), {})
+    table = Table(title=f"{len(lines)} runs; * the best rate tried is the lowest or the highest")
+    for column in ("method", "rate", "numbers a weight", "loss by seed", "mean", "minus AdamW"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for method, lr, runs, edge in rows:
+        losses = [runs[seed]["loss"] for seed in sorted(runs)]
+        differences = [runs[s]["loss"] - base[s]["loss"] for s in runs if s in base]
+        against = ""
+        if method != "adamw" and differences:
+            against = f"{statistics.fmean(differences):+.3f}"
+            if len(differences) > 1:
+                error = statistics.stdev(differences) / math.sqrt(len(differences))
+                against += f" ({error:.3f})"
+        numbers = next(iter(runs.values()))["numbers_per_weight"]
+        table.add_row(
+            method, f"{lr:g}{'*' if edge else ''}", f"{numbers:.2f}",
+            ", ".join(f"{loss:.3f}" for loss in losses), f"{statistics.fmean(losses):.3f}", against,
+        )  # fmt: skip
+    console.print(table)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run what has no line yet, or report."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--table", choices=list(TABLES), default="equal", help="which methods and rates")
+    add("--method", nargs="+", choices=list(METHODS), help="of the table, these methods alone")
+    add("--lr", nargs="+", type=float, help="these rates in the place of the table's")
+    add("--seeds", nargs="+", type=int, default=[0], help="of first weights and data order")
+    add("--steps", type=int, default=200)
+    add("--d-model", type=int, default=256)
+    add("--layers", type=int, default=4)
+    add("--batch", type=int, default=8, help="windows a step")
+    add("--seq-len", type=int, default=256, help="bytes a window")
+    add("--other-lr", type=float, default=8e-3, help="of tables and vectors, by AdamW")
+    add("--text", nargs="+", type=Path, default=[], help="files or folders to train on")
+    add("--threads", type=int, default=1)
+    add("--out", type=Path, default=Path("study.jsonl"))
+    add("--report", action="store_true", help="print the table of what is there, and run nothing")
+    given = parser.parse_args(arguments)
+    console, lines = Console(), read(given.out)
+    if given.report:
+        report(lines, console)
+        return 0
+    torch.set_num_threads(given.threads)
+    corpus = load(given.text)
+    rates = TABLES[given.table]
+    methods = given.method or list(rates)
+    for seed in given.seeds:
+        for method in methods:
+            for lr in given.lr or rates[method]:
+                run = Run(
+                    method, lr, seed, given.steps, given.d_model, given.layers, given.batch,
+                    given.seq_len, given.other_lr,
+                )  # fmt: skip
+                wanted = asdict(run) | {"text": corpus.fingerprint}
+                if any(wanted.items() <= line.items() for line in lines):
+                    continue
+                result = train(run, corpus)
+                line = wanted | result | machine() | {"threads": given.threads}
+                line["command"] = " ".join(["study.py", *(arguments or sys.argv[1:])])
+                with given.out.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+                lines.append(line)
+                console.print(f"{method}, rate {lr:g}, seed {seed}: {result['loss']:.4f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""Options of DCT-AdamW that go together, by names that say what they give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from lowrank_core._checks import check_choice
+
+_FACTORED: dict[str, Any] = {
+    "second_moment": "factored",
+    "residual": "bounded",
+    "score_decay": 0.95,
+    "refresh_every": 10,
+    # So that the best rate is AdamW's.
+    "update_scale": 2.0,
+}
+
+#: Options of DCT-AdamW by preset: dictionaries, to read, to print, or to give as ``**PRESETS["tiny"]``.
+#:
+#: ``factored`` keeps a first moment for the chosen columns and nothing but means over rows and columns beside it;
+#: ``tiny`` keeps that first moment in 8 bits. The others do as methods of others do with the whole of their state:
+#: ``galore`` (J. Zhao et al., arXiv 2403.03507), ``fira`` (X. Chen et al., arXiv 2410.01623), ``ldadam`` (T. Robert
+#: et al., arXiv 2410.16103) and ``paper``, DCT-AdamW as it was published (I.-V. Modoranu et al., arXiv 2505.17967).
+PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "factored": MappingProxyType(_FACTORED),
+        "tiny": MappingProxyType({**_FACTORED, "moment_bits": 8}),
+        "galore": MappingProxyType({"basis": "svd", "refresh_every": 200, "residual": "discard"}),
+        "fira": MappingProxyType({"basis": "svd", "refresh_every": 200, "residual": "scaled"}),
+        "ldadam": MappingProxyType({"basis": "power", "residual": "error_feedback"}),
+        "paper": MappingProxyType(
+            {"score": "l1", "residual": "error_feedback", "feedback_bits": 8}
+        ),
+    }
+)
+
+
+def with_preset(preset: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``options`` over those of a preset.
+
+    Raises
+    ------
+    ValueError
+        If there is no such preset.
+    """
+    if preset is None:
+        return dict(options)
+    check_choice("preset", preset, tuple(PRESETS))
+    return {**PRESETS[preset], **options}
