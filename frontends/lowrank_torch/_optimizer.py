@@ -116,8 +116,8 @@ class LowRankOptimizer(Optimizer):
         """Restore a copied or unpickled optimizer; what it computes with is made anew."""
         super().__setstate__(state)
         for group in self.param_groups:
-            for option, value in LATER_OPTIONS.items():
-                group.setdefault(option, value)
+            for option in LATER_OPTIONS.keys() & GroupOptions(self.rule).defaults():
+                group.setdefault(option, LATER_OPTIONS[option])
         # Loading a state dict comes here too and leaves the group; it belongs to a process and goes into no copy.
         self._process_group = self.__dict__.get("_process_group")
         self._forget()

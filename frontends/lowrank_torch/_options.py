@@ -11,6 +11,7 @@ import torch
 
 from lowrank_core._checks import check_betas, check_choice, check_number
 from lowrank_core.ops.precision import dtype_name
+from lowrank_core.rules import options
 from lowrank_core.rules.options import NONFINITE, number_options, structural_options
 from lowrank_core.rules.rule import Rule
 from lowrank_torch._input import check_lr, plain_number
@@ -23,6 +24,7 @@ BOOKKEEPING = {"params", "param_names", "name", "initial_lr"}
 LATER_OPTIONS: Mapping[str, Any] = {
     "transposed": SHAPE_OPTIONS["transposed"],
     "nonfinite": "propagate",
+    **options.LATER_OPTIONS,
 }
 
 

@@ -50,7 +50,7 @@ class Summary(list[ParameterSummary]):
         state, adamw = sum(row.state_bytes for row in self), sum(map(_adamw_bytes, self))
         share = f", {100 * state / adamw:.0f} % of" if adamw else ","
         lines += [
-            f"{low_rank:,} of {numbers:,} numbers, in {len(matrices)} of {len(self)} parameters, are stepped at low rank",
+            f"{low_rank:,} of {numbers:,} numbers are stepped at low rank, in {len(matrices)} of {len(self)} parameters",
             f"state {state:,} bytes{share} AdamW's {adamw:,}",
         ]
         return "\n".join(lines)

@@ -28,8 +28,10 @@ def as_own(groups: Sequence[Mapping[str, Any]], state_dict: Mapping[str, Any]) -
     ValueError
         If a group has names that the other has not.
     """
-    saved_groups = [{**LATER_OPTIONS, **saved} for saved in state_dict["param_groups"]]
+    saved_groups = [dict(saved) for saved in state_dict["param_groups"]]
     for place, (group, saved) in enumerate(zip(groups, saved_groups, strict=False)):
+        for option in LATER_OPTIONS.keys() & group.keys():
+            saved.setdefault(option, LATER_OPTIONS[option])
         own = _names(group, place)
         given = _names(saved, place)
         # Names that are kept are the optimizer's own: it need not be of the model that was saved.

@@ -6,6 +6,7 @@ State depends on every other option, so that these are *structural*: fixed for a
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from numbers import Integral
 from typing import Any
 
@@ -13,6 +14,13 @@ from lowrank_core._checks import plain_number
 from lowrank_core.ops.precision import dtype_name
 
 _NUMBER, _SPEED = "number", "speed"
+
+#: Options that configurations have not always had, with what was done before: what was saved without them loads so.
+LATER_OPTIONS: Mapping[str, Any] = {
+    "update_scale": 1.0,
+    "second_moment": "full",
+    "moment_bits": None,
+}
 
 #: What frontends do about gradients that are not finite: step on them, skip the step, or raise an error.
 NONFINITE = ("propagate", "skip", "raise")

@@ -24,7 +24,7 @@ from lowrank_core._checksum import CHECKSUM, UNKNOWN, is_sealed_right, seal
 from lowrank_core._files import check_plain, replacing
 from lowrank_core.layout import with_fitting_rank
 from lowrank_core.rules.laws import NON_NEGATIVE, check_count, check_law
-from lowrank_core.rules.options import structural_options
+from lowrank_core.rules.options import LATER_OPTIONS, structural_options
 from lowrank_core.rules.rule import Rule
 from lowrank_core.rules.state import ArraySpec
 
@@ -290,7 +290,8 @@ def _check_names(
 def _check_rule(path: object, stepped: Stepped, row: Mapping[str, Any]) -> None:
     rule = row["rule"]
     for option in dict.fromkeys((*stepped.rule, *rule)):
-        wanted, got = stepped.rule.get(option, "no such option"), rule.get(option, "no such option")
+        missing = LATER_OPTIONS.get(option, "no such option")
+        wanted, got = stepped.rule.get(option, "no such option"), rule.get(option, missing)
         if wanted != got:
             raise ValueError(
                 f"{path} must have been saved with {option}={wanted!r} for {stepped.name!r}, got {got!r}"

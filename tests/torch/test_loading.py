@@ -8,6 +8,7 @@ import weakref
 import pytest
 import torch
 from lowrank_torch import DCTAdamW
+from lowrank_torch._options import LATER_OPTIONS
 from torch_helpers import (
     OPTIMIZERS,
     all_parameters,
@@ -100,12 +101,16 @@ def test_state_dicts_from_before_an_option_load(optimizer_type):
     optimizer = optimizer_type(given, lr=0.02, rank=4)
     train(optimizer, given, 2)
     saved = optimizer.state_dict()
-    del saved["param_groups"][0]["transposed"]
+    later = LATER_OPTIONS.keys() & saved["param_groups"][0].keys()
+    assert "transposed" in later
+    for option in later:
+        del saved["param_groups"][0][option]
     other = optimizer_type(copies(given), lr=0.02, rank=4)
     other.load_state_dict(saved)
     train(other, all_parameters(other), 1)
     assert other.param_groups[0]["transposed"] is False
-    assert "transposed" not in saved["param_groups"][0]
+    assert other.param_groups[0].keys() == optimizer.param_groups[0].keys()
+    assert later.isdisjoint(saved["param_groups"][0])
 
 
 def named(names, optimizer_type=DCTAdamW, prefix=""):
