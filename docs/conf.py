@@ -1,6 +1,11 @@
 """Sphinx configuration; built with every warning an error, see CONTRIBUTING.md."""
 
+import sys
 from importlib.metadata import version as distribution_version
+from pathlib import Path
+
+# The renderer of formulas lies beside this file.
+sys.path.insert(0, str(Path(__file__).parent))
 
 project = "lowrank-core"
 author = "The lowrank-core developers"
@@ -11,11 +16,12 @@ version = release
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
+    "mathml",
 ]
+html_math_renderer = "mathml"
 exclude_patterns = ["_build"]
 
 html_theme = "furo"

@@ -155,6 +155,15 @@ def test_every_page_is_in_the_sidebar_once():
     assert sorted(listed) == sorted(pages)
 
 
+@pytest.mark.parametrize("name", [name for name in PAGES if "$" in text_of(name)])
+def test_formulas_become_mathml_whole(name):
+    convert = importlib.import_module("latex2mathml.converter").convert
+    prose = re.sub(r"^```.*?^```|`[^`]*`", "", text_of(name), flags=re.MULTILINE | re.DOTALL)
+    for formula in re.findall(r"\$\$(.+?)\$\$|\$([^$\n]+)\$", prose, re.DOTALL):
+        made = convert("".join(formula))
+        assert "\\" not in made, formula
+
+
 def test_options_of_other_optimizers_are_on_the_page_about_migrating():
     names = importlib.import_module("lowrank_core.option_names")
     text = text_of("migrate.md")
