@@ -49,8 +49,11 @@ napoleon_use_param = False
 napoleon_use_rtype = False
 napoleon_attr_annotations = False
 
+# Names in single backticks link where there is a page for them, and are code where there is none.
+default_role = "py:obj"
 nitpicky = True
 # Names of other projects: their inventories are not fetched, so that the build needs no network.
 nitpick_ignore_regex = [
+    (r"py:obj", r".*"),
     (r"py:.*", r"(array_api_compat|collections|jax|numpy|optax|torch|typing)\..*"),
 ]
