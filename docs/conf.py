@@ -1,6 +1,11 @@
 """Sphinx configuration; built with every warning an error, see CONTRIBUTING.md."""
 
+import sys
 from importlib.metadata import version as distribution_version
+from pathlib import Path
+
+# The renderer of formulas lies beside this file.
+sys.path.insert(0, str(Path(__file__).parent))
 
 project = "lowrank-core"
 author = "The lowrank-core developers"
@@ -11,11 +16,12 @@ version = release
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
+    "mathml",
 ]
+html_math_renderer = "mathml"
 exclude_patterns = ["_build"]
 
 html_theme = "furo"
@@ -43,8 +49,11 @@ napoleon_use_param = False
 napoleon_use_rtype = False
 napoleon_attr_annotations = False
 
+# Names in single backticks link where there is a page for them, and are code where there is none.
+default_role = "py:obj"
 nitpicky = True
 # Names of other projects: their inventories are not fetched, so that the build needs no network.
 nitpick_ignore_regex = [
+    (r"py:obj", r".*"),
     (r"py:.*", r"(array_api_compat|collections|jax|numpy|optax|torch|typing)\..*"),
 ]

@@ -126,8 +126,8 @@ def for_trainer(cls: Any, **settings: Any) -> tuple[TrainerFactory, dict[str, An
 
     Examples
     --------
-    >>> import lowrank_torch
-    >>> factory, settings = lowrank_torch.for_trainer(lowrank_torch.DCTAdamW, lr=1e-3, rank=0.25)
+    >>> from lowrank_torch import DCTAdamW, for_trainer
+    >>> factory, settings = for_trainer(DCTAdamW, lr=1e-3, rank=0.25)
     >>> settings
     {'lr': 0.001, 'rank': 0.25}
     """

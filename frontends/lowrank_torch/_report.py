@@ -49,8 +49,9 @@ class Summary(list[ParameterSummary]):
         low_rank = sum(math.prod(row.shape) for row in matrices)
         state, adamw = sum(row.state_bytes for row in self), sum(map(_adamw_bytes, self))
         share = f", {100 * state / adamw:.0f} % of" if adamw else ","
+        count = f"{len(matrices)} of {len(self)}"
         lines += [
-            f"{low_rank:,} of {numbers:,} numbers are stepped at low rank, in {len(matrices)} of {len(self)} parameters",
+            f"{low_rank:,} of {numbers:,} numbers, in {count} parameters, are stepped at low rank",
             f"state {state:,} bytes{share} AdamW's {adamw:,}",
         ]
         return "\n".join(lines)
