@@ -118,6 +118,11 @@ def for_trainer(cls: Any, **settings: Any) -> tuple[TrainerFactory, dict[str, An
     **settings
         Arguments of ``cls.for_model``: ``lr``, ``rank``, ``overrides``, ...
 
+    Raises
+    ------
+    TypeError
+        If ``cls`` is another.
+
     Examples
     --------
     >>> import lowrank_torch
@@ -125,4 +130,6 @@ def for_trainer(cls: Any, **settings: Any) -> tuple[TrainerFactory, dict[str, An
     >>> settings
     {'lr': 0.001, 'rank': 0.25}
     """
+    if not callable(getattr(cls, "for_model", None)):
+        raise TypeError(f"cls must be DCTAdamW or Trion, got {cls!r}")
     return TrainerFactory(cls.for_model), settings
