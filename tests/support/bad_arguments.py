@@ -164,7 +164,9 @@ ROWS: dict[tuple[Any, str], Row] = {
         {"name": "never", "matrix": lambda size, **_: X},
         {"name": "name", "matrix": "function"},
     ),
-    (lc, "calibrate"): Row(lc.calibrate, {"xp": np}, {"xp": "namespace", "sizes": "sizes"}),
+    (lc, "calibrate"): Row(
+        lc.calibrate, {"xp": np}, {"xp": "namespace", "sizes": "sizes", "path": "optional path"}
+    ),
     (lc, "use_crossovers"): Row(lc.use_crossovers, {}, {"path": "path"}),
     (lc, "orthogonalize"): Row(
         _positional(lc.orthogonalize, "x"),
@@ -353,6 +355,7 @@ ROWS: dict[tuple[Any, str], Row] = {
 }
 KINDS["indices*"] = KINDS["indices"][:-1]
 KINDS["basis of a name"] = KINDS["basis"]
+KINDS["optional path"] = [3.5, [2]]
 KINDS["rows"] = [None, "x", 3, ["x"]]
 KINDS["refresh"] = ["yes", 2, 0.5, [], 1]
 #: What has no functions of its own, or is made by the library and not by its users.
@@ -388,7 +391,15 @@ def said_of(row: Row, argument: str, value: Any) -> str | None:
 #: Kinds whose errors say what was got instead of a name: an argument is the only one of its kind.
 UNNAMED = {
     *("matrix", "array", "namespace", "config", "state", "module", "optimizer", "path"),
-    *("parameters", "shape", "basis of a name", "function", "stacked", "tree rule"),
+    *(
+        "parameters",
+        "shape",
+        "basis of a name",
+        "optional path",
+        "function",
+        "stacked",
+        "tree rule",
+    ),
 }
 
 
