@@ -42,8 +42,8 @@ from lowrank_core.rules.trion_config import TrionConfig, TrionState
 from lowrank_core.subspace.columns import top_columns
 from lowrank_core.subspace.update import LowRankUpdate, lifted
 
-# Norm of a column from which squares of a matrix may leave float32's range, and what brings it back into the middle.
-_LARGE, _SHRINK = 1e17, 2.0**-96
+# Norms of columns between which the squares of a matrix are right in float32, and what brings it back there.
+_SMALL, _LARGE, _SHRINK = 1e-14, 1e17, 2.0**-96
 
 
 def trion_steps(
@@ -126,11 +126,14 @@ def _choose(
     vectors = shrink = None
     if matrix.by_columns:
         vectors = matrix.basis.columns(indices, layout.size, sums.dtype, ops)
+    least, most = (_SMALL, _LARGE) if matrix.config.score == "l1" else (_SMALL**2, _LARGE**2)
+    largest = xp.max(sums, axis=-1)
     # Written so that NaN, which compares false with everything, is large.
-    large = ~(xp.max(sums, axis=-1) < (_LARGE if matrix.config.score == "l1" else _LARGE**2))
-    if not ops.is_readable(large) or bool(xp.any(large)):
-        ones = xp.ones_like(sums[..., 0])
-        shrink = xp.where(large, ones * _SHRINK, ones)[..., None, None]
+    small, large = largest < least, ~(largest < most)
+    if not ops.is_readable(large) or bool(xp.any(small | large)):
+        ones = xp.ones_like(largest)
+        shrink = xp.where(large, ones * _SHRINK, xp.where(small, ones / _SHRINK, ones))
+        shrink = shrink[..., None, None]
     return indices, vectors, shrink
 
 

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 OURS = ("lowrank_core", "lowrank_torch", "lowrank_backends")
 FEW, MANY = 60, 500
-TIMES, MANY_TIMES = 40, 300
+TIMES, MANY_TIMES = 40, 400
 
 #: Everything that is written in a way of its own: stacks, several matrices in one parameter, parts of a large matrix,
 #: copies of strange layouts, narrow parameters, state in codes, AdamW.

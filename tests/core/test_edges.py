@@ -96,9 +96,9 @@ def test_steps_stay_finite_and_go_on(name, exponent, seed):
             assert np.isfinite(lc.materialize(update)).all()
 
 
-@given(st.integers(17, 36))
-def test_trion_follows_a_large_gradient(exponent):
-    # Between these norms are summed as squares that float32 holds, and beyond them not.
+@given(st.integers(-36, 36))
+def test_trion_follows_gradients_of_any_size(exponent):
+    # Beyond 1e19 and below 1e-19 float32 does not hold the squares.
     config = lc.TrionConfig(rank=16)
     gradient = normal(24, 16, seed=1).astype(np.float32)
     with np.errstate(all="ignore"):
@@ -121,7 +121,7 @@ def test_counts_have_no_end(options, count):
     config = lc.DCTAdamWConfig(rank=4, **options)
     state = lc.dct_adamw_init((12, 8), config, xp=np)._replace(step=count)
     if state.ages is not None:
-        state = state._replace(ages=np.full_like(state.ages, 2**31 - 1 if count > 2**31 else 5))
+        state = state._replace(ages=np.full_like(state.ages, 2**30))
     for number in range(3):
         update, state = lc.dct_adamw_step(
             normal(12, 8, seed=number).astype(np.float32), state, config
