@@ -13,9 +13,16 @@ from lowrank_core.option_names import unknown_option
 def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
     """Raise ``ValueError`` unless ``value`` is one of ``choices``."""
     allowed = list(choices)
-    if value not in allowed:
+    # Of one type with it: 8.0 and `True` are equal to integers, and arrays are equal to nothing and everything.
+    if not any(isinstance(value, type(choice)) and value == choice for choice in allowed):
         listed = ", ".join(repr(choice) for choice in allowed)
         raise ValueError(f"{name} must be one of {listed}, got {value!r}")
+
+
+def check_kind(name: str, value: object, kind: Any, words: str) -> None:
+    """Raise ``TypeError`` unless ``value`` is of a ``kind``, a type or several, which ``words`` say."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be {words}, got {value!r}")
 
 
 def check_known(where: str, given: Iterable[str], known: Iterable[str]) -> None:

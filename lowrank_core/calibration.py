@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lowrank_core._checks import check_integer, check_kind
 from lowrank_core._typing import Device, Namespace
 from lowrank_core.bases.registry import get_basis
 from lowrank_core.ops.crossovers import Crossovers, device_key, measured
@@ -53,14 +54,17 @@ def calibrate(
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         If ``sizes`` is empty or not ascending, or ``path`` is a file of something else.
     OSError
         If the file cannot be written.
     """
-    sizes = tuple(sizes)
+    check_kind("sizes", sizes, Sequence, "ascending integers")
+    sizes = tuple(check_integer("each of sizes", size, low=0) for size in sizes)
     if not sizes or sorted(set(sizes)) != list(sizes) or sizes[0] < 2:
         raise ValueError(f"sizes must be ascending integers of at least 2, got {sizes!r}")
+    named = os.environ.get(ENVIRONMENT) if path is None else path
+    file = Path(named) if named else None
     ops, basis = ops_for_namespace(xp), get_basis("dct")
     small, few = 0, []
     for size in sizes:
@@ -79,9 +83,8 @@ def calibrate(
             small = len(few) if product < fast else small
     found = Crossovers(sizes[small - 1] + 1 if small else sizes[0], tuple(few))
     measured[device_key(ops.xp, ops.device_of(ops.xp.empty(0, device=device)))] = found
-    named = os.environ.get(ENVIRONMENT) if path is None else path
-    if named:
-        write_crossovers(Path(named))
+    if file is not None:
+        write_crossovers(file)
     return found
 
 

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import jax
 
+from lowrank_core._checks import check_kind
 from lowrank_jax._geometry import MatrixAxes, ResolvedAxes, resolve_axes
 from lowrank_jax._rules import axes_by_name
 from lowrank_jax._trees import leaves_with_place, path_of
@@ -43,6 +44,12 @@ def axes_of_leaves(tree: Any, rule: AxesRule) -> list[tuple[str, Any, ResolvedAx
     return rows
 
 
+def check_axes(rule: AxesRule) -> None:
+    """Raise ``TypeError`` unless a rule is a function or a tree of axes."""
+    if not callable(rule):
+        _lookup(rule)
+
+
 def matrix_mask(tree: Any, matrix_axes: AxesRule = axes_by_name) -> Any:
     """Return ``tree`` with ``True`` in the place of every matrix and ``False`` elsewhere.
 
@@ -64,6 +71,10 @@ def _lookup(stated: Any) -> Callable[[str, Any], MatrixAxes | None]:
     pairs, _ = jax.tree_util.tree_flatten_with_path(
         stated, is_leaf=lambda node: node is None or isinstance(node, MatrixAxes)
     )
+    for _, axes in pairs:
+        check_kind(
+            "matrix_axes", axes, (MatrixAxes, type(None)), "a function or a tree of MatrixAxes"
+        )
     known = {path_of(keys): axes for keys, axes in pairs}
 
     def find(path: str, _: Any) -> MatrixAxes | None:

@@ -98,6 +98,10 @@ def plans_and_state(
     optimizer: optax.GradientTransformation, params: Any
 ) -> tuple[dict[str, Plan], Any]:
     """Return what `plans_of` does, and the shapes of the state of ``optimizer``; no array is made."""
+    if not hasattr(optimizer, "init"):
+        raise TypeError(
+            f"optimizer must be an Optax transformation, got {type(optimizer).__name__}"
+        )
     plans: dict[str, Plan] = {}
 
     # JAX would remember the result of a function that it has seen, and not call it.

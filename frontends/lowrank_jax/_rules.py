@@ -22,6 +22,7 @@ import math
 import re
 from typing import Any, NamedTuple
 
+from lowrank_core._checks import check_integer, check_kind
 from lowrank_core.roles import HEADS
 from lowrank_jax._geometry import MatrixAxes, resolve_axes
 
@@ -132,6 +133,8 @@ def axes_by_name(path: str, leaf: Any = None, *, min_size: int = 32) -> MatrixAx
             "optax.inject_hyperparams, give static_args=lowrank_jax.static_options(lowrank_jax.dct_adamw), or of "
             f"whichever function it is; got {path!r} alone"
         )
+    check_kind("path", path, str, "names joined by '/'")
+    check_integer("min_size", min_size, low=0)
     return decide(path, leaf, min_size=min_size).axes
 
 

@@ -16,7 +16,7 @@ from lowrank_core.layout import is_low_rank, with_fitting_rank
 from lowrank_core.ops.registry import ops_for_namespace
 from lowrank_core.rules.reductions import run
 from lowrank_core.rules.rule import Rule, bind
-from lowrank_jax._axes import AxesRule, ResolvedAxes, axes_of_leaves
+from lowrank_jax._axes import AxesRule, ResolvedAxes, axes_of_leaves, check_axes
 from lowrank_jax._options import with_numbers_in
 from lowrank_jax._placing import on_auto_axes, placed, replicated_like
 from lowrank_jax._plans import note
@@ -56,6 +56,7 @@ def scale_by_rule(
     options: Options, adam: optax.GradientTransformation, matrix_axes: AxesRule
 ) -> optax.GradientTransformationExtraArgs:
     """Return the transformation that steps matrices by a rule and all other leaves by ``adam``."""
+    check_axes(matrix_axes)
     names = _state_names(options.config)
     rule = options.rule
 
@@ -122,7 +123,7 @@ def _matrices(tree: Any, options: Options, matrix_axes: AxesRule) -> list[_Matri
             shape = axes.matrix_shape(leaf.shape)
             own = options.config
             low_rank = is_low_rank(shape, rank=own.rank, side=own.side)
-            if low_rank or not options.needs_low_rank:
+            if low_rank or not (options.needs_low_rank or 0 in shape):
                 config = with_fitting_rank(own, shape)
                 try:
                     config.layout(shape)

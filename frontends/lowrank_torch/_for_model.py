@@ -124,6 +124,11 @@ def for_trainer(cls: Any, **settings: Any) -> tuple[TrainerFactory, dict[str, An
     **settings
         Arguments of ``cls.for_model``: ``lr``, ``rank``, ``overrides``, ...
 
+    Raises
+    ------
+    TypeError
+        If ``cls`` is another.
+
     Examples
     --------
     >>> from lowrank_torch import DCTAdamW, for_trainer
@@ -131,4 +136,6 @@ def for_trainer(cls: Any, **settings: Any) -> tuple[TrainerFactory, dict[str, An
     >>> settings
     {'lr': 0.001, 'rank': 0.25}
     """
+    if not callable(getattr(cls, "for_model", None)):
+        raise TypeError(f"cls must be DCTAdamW or Trion, got {cls!r}")
     return TrainerFactory(cls.for_model), settings

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lowrank_core._checks import check_kind
 from lowrank_torch._layouts import Layout
 from lowrank_torch._options import canonical
 from lowrank_torch._roles import (
@@ -78,6 +79,9 @@ def matrix_groups(
     >>> [group["name"] for group in lowrank_torch.matrix_groups(model)]
     ['matrix', 'table', 'vector']
     """
+    given = {"overrides": overrides, "options": options, "matrix": matrix, "other": other}
+    for name, value in given.items():
+        check_kind(name, value or {}, Mapping, "a mapping")
     options = dict(options or {})
     for pattern, own in options.items():
         if not isinstance(own, Mapping):

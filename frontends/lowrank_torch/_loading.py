@@ -45,6 +45,7 @@ def as_saved(optimizer: Any, place: Callable[[], None]) -> Iterator[None]:
     loaded: dict[str, Any] = {}
 
     def check(_: Optimizer, given: dict[str, Any]) -> dict[str, Any]:
+        _check_parts(given)
         own = as_own(optimizer.param_groups, given)
         check_loadable(optimizer, own)
         loaded.update(own)
@@ -92,13 +93,22 @@ def _cast(
     return state
 
 
-def check_loadable(optimizer: Fits, state_dict: Mapping[str, Any]) -> None:
-    """Raise ``ValueError`` with the first difference unless ``state_dict`` is one of such an optimizer."""
+def _check_parts(state_dict: Any) -> None:
+    """Raise ``ValueError`` unless ``state_dict`` is put together as those of optimizers are."""
+    if not isinstance(state_dict, Mapping):
+        raise ValueError(f"state_dict must be one of an optimizer, got {type(state_dict)}")
     for part, kind in (("state", Mapping), ("param_groups", list)):
         if not isinstance(state_dict.get(part), kind):
             raise ValueError(
                 f"state_dict must be one of an optimizer, got {type(state_dict.get(part))} for {part}"
             )
+    for place, group in enumerate(state_dict["param_groups"]):
+        if not isinstance(group, Mapping) or not isinstance(group.get("params"), list):
+            raise ValueError(f"state_dict must have a list of params in group {place}, got none")
+
+
+def check_loadable(optimizer: Fits, state_dict: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` with the first difference unless ``state_dict`` is one of such an optimizer."""
     saved_groups = state_dict["param_groups"]
     if len(saved_groups) != len(optimizer.param_groups):
         raise ValueError(

@@ -161,6 +161,11 @@ class LowRankOptimizer(Optimizer):
         """Raise unless every parameter of a group can be stepped as its options say."""
         config = self.check_options(group)
         for parameter in group["params"]:
+            if group["batch_dims"] > parameter.ndim:
+                raise ValueError(
+                    f"batch_dims must be at most the dimensions of {self.name_of(parameter)}, which has "
+                    f"{parameter.ndim}, got {group['batch_dims']}"
+                )
             plan = self.plan_of(parameter, group, config)
             for number, shape in enumerate(plan.matrices):
                 plan.fitted(config, number).layout(shape)

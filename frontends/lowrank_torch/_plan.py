@@ -180,6 +180,8 @@ def plan_for(
         _on_side(config, m, sharding).side if reduces and sharding is not None else config.side
         for m in matrices
     ]
+    if whole_ranks and 0 in shape:
+        return Plan((), f"no numbers in shape {shape}", sharding=unsharded)
     if not whole_ranks and not any(
         is_low_rank(m, rank=config.rank, side=side) for m, side in zip(matrices, sides, strict=True)
     ):

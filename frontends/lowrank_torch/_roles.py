@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from lowrank_core._checks import check_choice, check_integer
+from lowrank_core._checks import check_choice, check_integer, check_kind
 from lowrank_core.roles import (
     is_bias_name,
     is_gain_name,
@@ -117,6 +117,8 @@ def parameter_roles(
     >>> [(row.name, row.role) for row in lowrank_torch.parameter_roles(model)]
     [('0.weight', 'table'), ('1.weight', 'matrix'), ('1.bias', 'vector')]
     """
+    check_kind("model", model, nn.Module, "a module")
+    check_kind("overrides", overrides or {}, Mapping, "a mapping of roles by name")
     overrides = dict(overrides or {})
     for pattern, role in overrides.items():
         check_choice(f"overrides[{pattern!r}]", role, ROLES)
@@ -173,6 +175,9 @@ def role_table(roles: Sequence[ParameterRole]) -> str:
     matrix: 1 parameter, 4,096 numbers
     vector: 3 parameters, 192 numbers
     """
+    check_kind("roles", roles, Sequence, "what parameter_roles returns")
+    for row in roles:
+        check_kind("roles", row, ParameterRole, "what parameter_roles returns")
     cells = [
         (row.name, " x ".join(map(str, row.shape)) or "()", _kind(row), row.reason) for row in roles
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
+from lowrank_core._checks import check_kind
 from lowrank_core.bases.basis import Basis, MatrixFunction
 from lowrank_core.bases.families import (
     Cosine,
@@ -45,9 +46,10 @@ def get_basis(name: str) -> Basis:
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         If there is none of that name.
     """
+    check_kind("basis", name, str, "the name of a basis")
     if name in _REGISTRY:
         return _REGISTRY[name]
     kind, _, seed = name.partition(":")
@@ -76,11 +78,14 @@ def register_basis(name: str, matrix: MatrixFunction | Basis) -> Basis:
 
     Raises
     ------
-    ValueError
-        If the name is taken, has a colon, or is not the one that the object of `Basis` has.
+    TypeError, ValueError
+        If ``matrix`` is neither, or the name is taken, has a colon, or is not the one that the object of `Basis` has.
     """
-    if name in (*basis_names(), *STORED_BASES) or ":" in name:
+    check_kind("name", name, str, "a name")
+    if not name or name in (*basis_names(), *STORED_BASES) or ":" in name:
         raise ValueError(f"name must be new and without a colon, got {name!r}")
+    if not (isinstance(matrix, Basis) or callable(matrix)):
+        raise TypeError(f"matrix must be a function or a Basis, got {matrix!r}")
     basis = matrix if isinstance(matrix, Basis) else Basis(name, matrix)
     if basis.name != name:  # shared matrices go by it
         raise ValueError(f"name must be the basis's own, {basis.name!r}, got {name!r}")

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from lowrank_core._checks import check_choice, check_integer, check_matrix
 from lowrank_core._typing import Array
+from lowrank_core.numerics.scaling import scaled_to_one
 from lowrank_core.ops.precision import to_compute
 from lowrank_core.ops.registry import ops_for
 from lowrank_core.ops.standard import Ops
@@ -83,7 +84,7 @@ def orthogonalize(
     check_orthogonalization(steps, coefficients)
     check_choice("form", form, FORMS)
     iteration = NewtonSchulz(int(steps), coefficients)
-    wide = to_compute(x, ops)
+    wide, _ = scaled_to_one(to_compute(x, ops), ops)
     if form == "direct" or (form == "auto" and is_direct(*x.shape[-2:])):
         result = orthogonalize_directly(wide, iteration, ops)
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lowrank_core._checks import check_choice, check_floating
+from lowrank_core._checks import check_choice, check_floating, check_kind
 from lowrank_core._typing import Array
 from lowrank_core.ops.precision import to_compute
 from lowrank_core.ops.registry import ops_for
@@ -14,6 +14,9 @@ BITS = (8, 4)
 
 #: Numbers that share a minimum and a scale.
 BLOCK = 256
+
+# The least number of float32, scales in whose neighbourhood are few, and one of a span that float32 may not hold.
+_LEAST, _SMALL, _WIDE = 1.401298464324817e-45, 2.0**-118, 2.0**119
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ def quantize(x: Array, /, bits: int) -> Quantized:
 
 def dequantize(quantized: Quantized, /) -> Array:
     """Return the numbers that ``quantized`` stands for, ``(..., n)`` in the dtype of its scale."""
+    check_kind("quantized", quantized, Quantized, "numbers in codes")
     ops = ops_for(quantized.codes)
     xp, codes, size = ops.xp, quantized.codes, quantized.size
     if quantized.bits == 4:
@@ -77,7 +81,13 @@ def dequantize(quantized: Quantized, /) -> Array:
         codes = xp.reshape(pairs, (*codes.shape[:-1], 2 * codes.shape[-1]))[..., :size]
     place = xp.arange(size, dtype=xp.int32, device=ops.device_of(codes)) // BLOCK
     scale, minimum = (ops.take(x, place, axis=-1) for x in (quantized.scale, quantized.minimum))
-    return xp.astype(codes, scale.dtype) * scale + minimum
+    values = xp.astype(codes, scale.dtype)
+    # Of a block whose span is more than the largest number, the halves are added.
+    wide = quantized.scale > _WIDE
+    if ops.is_readable(wide) and not bool(xp.any(wide)):
+        return values * scale + minimum
+    half = xp.where(scale > _WIDE, xp.full_like(scale, 0.5), xp.ones_like(scale))
+    return (values * (scale * half) + minimum * half) / half
 
 
 def _encoded(x: Array, bits: int, ops: Ops) -> tuple[Array, Array, Array]:
@@ -92,9 +102,21 @@ def _encoded(x: Array, bits: int, ops: Ops) -> tuple[Array, Array, Array]:
     minimum, maximum = xp.min(blocks, axis=-1), xp.max(blocks, axis=-1)
     levels = 2**bits - 1
     # Not divided: compilers turn that into this product, and all libraries are to have the same codes.
-    scale = (maximum - minimum) * (1 / levels)
-    divisor = xp.where(scale > 0, scale, xp.ones_like(scale))
-    ratio = (blocks - minimum[..., None]) / divisor[..., None]
+    span = maximum - minimum
+    scale = span * (1 / levels)
+    # Among the least numbers there are not enough between a scale and the next: it is rounded up.
+    least = 5e-324 if span.dtype == xp.float64 else _LEAST
+    scale = xp.where((span > 0) & (scale < _SMALL), scale + least, scale)
+    infinite = xp.isinf(span)
+    if ops.is_readable(span) and not bool(xp.any(infinite)):
+        divisor = xp.where(scale > 0, scale, xp.ones_like(scale))
+        ratio = (blocks - minimum[..., None]) / divisor[..., None]
+    else:
+        scale = xp.where(infinite, maximum * (1 / levels) - minimum * (1 / levels), scale)
+        divisor = xp.where(scale > 0, scale, xp.ones_like(scale))
+        half = xp.where(infinite, xp.full_like(scale, 0.5), xp.ones_like(scale))
+        ratio = blocks * half[..., None] - (minimum * half)[..., None]
+        ratio = ratio / (divisor * half)[..., None]
     # What is not finite has no code; its block's minimum or scale is not finite either and tells of it.
     ratio = xp.where(xp.isfinite(ratio), ratio, xp.zeros_like(ratio))
     codes = xp.astype(xp.clip(xp.floor(ratio + 0.5), 0, levels), xp.uint8)

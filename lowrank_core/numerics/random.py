@@ -28,6 +28,8 @@ def mix(x: Array) -> Array:
 
 def fold(key: Array, value: int | Array) -> Array:
     """Return a key for ``value`` under ``key`` (int32, of at least one dimension), unrelated to those of others."""
+    if isinstance(value, int):
+        value = _as_int32(value)  # counts of steps may be larger
     return mix(key ^ mix(key + value))
 
 

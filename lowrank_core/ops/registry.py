@@ -61,5 +61,13 @@ def ops_for(array: Array) -> Ops:
 
 
 def ops_for_namespace(xp: Namespace) -> Ops:
-    """Return the operations for a namespace, wrapped for the array API where need be."""
+    """Return the operations for a namespace, wrapped for the array API where need be.
+
+    Raises
+    ------
+    TypeError
+        If ``xp`` is no such namespace.
+    """
+    if not hasattr(xp, "empty"):
+        raise TypeError(f"xp must be the namespace of an array library, got {xp!r}")
     return ops_for(xp.empty(0))

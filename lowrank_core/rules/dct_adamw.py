@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from lowrank_core._checks import check_matrix
+from lowrank_core._checks import check_integer, check_kind, check_matrix
 from lowrank_core._typing import Array, Device, DType, Namespace, Scalar
 from lowrank_core.layout import on_axis
 from lowrank_core.numerics.random import make_key
@@ -277,7 +277,10 @@ def adam_step(
     t, eps = state.step + 1, config.eps
     if columns.empty is not None:
         eps = on_axis(infinite_where(columns.empty, eps, low_rank, ops), layout.axis)
-    ages = None if moments.ages is None else moments.ages + 1
+    ages = moments.ages
+    if ages is not None:
+        # No older than that: it makes no difference to any weight, and there is an end to int32.
+        ages = ages + ops.astype(ages < 2**30, ages.dtype)
     weights = _weights(ages, t, low_rank, matrix)
     if config.factored:
         # sqrt(D_ij), with D_ij = p_i c_j / mean(c) in the place of v
@@ -360,6 +363,8 @@ def dct_adamw_init(
     ValueError
         If the rank exceeds the transformed dimension, or the basis does not exist at its size.
     """
+    check_kind("config", config, DCTAdamWConfig, "a DCTAdamWConfig")
+    check_integer("stream", stream, low=0)
     ops = ops_for_namespace(xp)
     layout = config.layout(shape)
     spec = config.state_spec(shape, compute_dtype_name(dtype))
@@ -417,6 +422,10 @@ def dct_adamw_step(
     """
     matrix = bind_checked(gradient, state, config, ops)
     ops = matrix.ops
+    if not (refresh is None or isinstance(refresh, bool)):
+        kind = getattr(refresh, "dtype", None)
+        if kind is None or not ops.xp.isdtype(kind, "bool"):
+            raise TypeError(f"refresh must be a boolean or None, got {refresh!r}")
     due = columns_due(state, matrix) if refresh is None else True
     if refresh is None:
         refresh = due is True or ops.xp.any(due)
@@ -437,6 +446,7 @@ def bind_checked(
     gradient: Array, state: DCTAdamWState, config: DCTAdamWConfig, ops: Ops | None
 ) -> MatrixStep[DCTAdamWConfig]:
     """Return what a step is bound to, its arguments checked."""
+    check_kind("config", config, DCTAdamWConfig, "a DCTAdamWConfig")
     ops = ops_for(gradient) if ops is None else ops
     check_matrix("gradient", gradient, ops.xp)
     shape = tuple(gradient.shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
-from lowrank_core._checks import check_betas, check_choice, check_integer, check_number
+from lowrank_core._checks import check_betas, check_choice, check_integer, check_kind, check_number
 from lowrank_core._typing import Array, Scalar
 from lowrank_core.bases.registry import STORED_BASES, get_basis
 from lowrank_core.layout import SIDES, Layout, check_rank, layout_of
@@ -114,6 +114,7 @@ class DCTAdamWConfig:
         plain_options(self, "rank", "refresh_every", "feedback_bits", "moment_bits", "seed")
         check_betas(self.betas)
         check_number("eps", self.eps, low=0)
+        check_kind("basis", self.basis, str, "the name of a basis")
         if self.basis not in STORED_BASES:
             get_basis(self.basis)
         check_choice("score", self.score, SCORES)

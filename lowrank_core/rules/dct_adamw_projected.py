@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lowrank_core._checks import check_matrix
+from lowrank_core._checks import check_kind, check_matrix
 from lowrank_core._typing import Array, DType
 from lowrank_core.ops.axes import apply_matrix
 from lowrank_core.ops.precision import to_compute
@@ -54,6 +54,7 @@ def dct_adamw_step_projected(
     TypeError, ValueError
         If the options need more than these coefficients at this step, or shapes do not fit.
     """
+    check_kind("config", config, DCTAdamWConfig, "a DCTAdamWConfig")
     ops = ops_for(low_rank) if ops is None else ops
     check_matrix("low_rank", low_rank, ops.xp)
     matrix = bind(config, shape, ops, ops.device_of(low_rank))

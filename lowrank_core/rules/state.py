@@ -61,7 +61,9 @@ def empty_state(spec: Mapping[str, ArraySpec], ops: Ops, device: Device) -> dict
 
 
 def check_state(state: Any, spec: Mapping[str, ArraySpec], shape: tuple[int, ...]) -> None:
-    """Raise ``ValueError`` unless ``state`` has the arrays of ``spec``, which matrices of ``shape`` ask for."""
+    """Raise unless ``state`` has the arrays of ``spec``, which matrices of ``shape`` ask for."""
+    if not hasattr(state, "_asdict"):
+        raise TypeError(f"state must be one that init or a step has returned, got {state!r}")
     for name, array in state._asdict().items():
         if name == "step":
             continue
@@ -93,9 +95,11 @@ def state_bytes(shape: tuple[int, ...], config: HasState, *, dtype: DType = "flo
 
     Raises
     ------
-    ValueError
-        If the options do not fit the shape, or state cannot be of such a dtype.
+    TypeError, ValueError
+        If ``config`` is neither, the options do not fit the shape, or state cannot be of such a dtype.
     """
+    if not hasattr(config, "state_spec"):
+        raise TypeError(f"config must be a DCTAdamWConfig or a TrionConfig, got {config!r}")
     name = dtype_name(dtype)
     check_choice("dtype", name, STATE_DTYPES)
     return sum(array.nbytes for array in config.state_spec(tuple(shape), name).values())

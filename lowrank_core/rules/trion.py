@@ -17,7 +17,7 @@ import math
 from dataclasses import replace
 from functools import partial
 
-from lowrank_core._checks import check_matrix
+from lowrank_core._checks import check_kind, check_matrix
 from lowrank_core._typing import Array, Device, DType, Namespace
 from lowrank_core.layout import Layout
 from lowrank_core.numerics.orthogonalization import (
@@ -41,6 +41,9 @@ from lowrank_core.rules.state import (
 from lowrank_core.rules.trion_config import TrionConfig, TrionState
 from lowrank_core.subspace.columns import top_columns
 from lowrank_core.subspace.update import LowRankUpdate, lifted
+
+# Norms of columns between which the squares of a matrix are right in float32, and what brings it back there.
+_SMALL, _LARGE, _SHRINK = 1e-14, 1e17, 2.0**-96
 
 
 def trion_steps(
@@ -76,18 +79,18 @@ def trion_steps(
         norms=(config.score,),
     )
     choose = partial(_choose, matrix)
-    indices, vectors = yield Sum(S.sums, choose)
+    indices, vectors, shrink = yield Sum(S.sums, choose)
     # b = B Q_I
     b = S.take(indices)
     S = None
 
     # o: b with its singular values brought near 1, times s(m, n).
+    o = b if shrink is None else b * shrink
     if not matrix.in_parts and is_direct(layout.rows, layout.rank):
-        o = orthogonalize_directly(b, iteration, ops)
+        o = orthogonalize_directly(o, iteration, ops)
     else:
         # K = b^T b is a sum over rows; o = b times polynomials in K.
         gram_axis = axis if matrix.in_parts or layout.rank <= layout.rows else -3 - axis
-        o = b
         for round_ in iteration.rounds():
             factor = partial(iteration.factor, round_=round_, ops=ops)
             o = multiply(o, (yield Sum(gram(o, gram_axis, ops), factor)), gram_axis)
@@ -109,13 +112,29 @@ def _momentum(gradient: Array, state: TrionState, matrix: MatrixStep[TrionConfig
     return full + load_buffer(state, "momentum", bits, shape, full.dtype, matrix.ops)
 
 
-def _choose(matrix: MatrixStep[TrionConfig], sums: Array) -> tuple[Array, Array | None]:
-    """Return the columns with the largest ``sums``, and their basis vectors where products with them are faster."""
+def _choose(
+    matrix: MatrixStep[TrionConfig], sums: Array
+) -> tuple[Array, Array | None, Array | None]:
+    """Return the columns with the largest ``sums``, and their basis vectors where products with them are faster.
+
+    And what to multiply coefficients by before they are squared, ``(..., 1, 1)``; ``None`` for nothing.
+    """
     layout, ops = matrix.layout, matrix.ops
-    indices = top_columns(sums[0, ...], layout.rank, ops)
-    if not matrix.by_columns:
-        return indices, None
-    return indices, matrix.basis.columns(indices, layout.size, sums.dtype, ops)
+    xp = ops.xp
+    sums = sums[0, ...]
+    indices = top_columns(sums, layout.rank, ops)
+    vectors = shrink = None
+    if matrix.by_columns:
+        vectors = matrix.basis.columns(indices, layout.size, sums.dtype, ops)
+    least, most = (_SMALL, _LARGE) if matrix.config.score == "l1" else (_SMALL**2, _LARGE**2)
+    largest = xp.max(sums, axis=-1)
+    # Written so that NaN, which compares false with everything, is large.
+    small, large = largest < least, ~(largest < most)
+    if not ops.is_readable(large) or bool(xp.any(small | large)):
+        ones = xp.ones_like(largest)
+        shrink = xp.where(large, ones * _SHRINK, xp.where(small, ones / _SHRINK, ones))
+        shrink = shrink[..., None, None]
+    return indices, vectors, shrink
 
 
 def trion_init(
@@ -130,6 +149,7 @@ def trion_init(
 
     The arguments are those of :func:`lowrank_core.dct_adamw_init`.
     """
+    check_kind("config", config, TrionConfig, "a TrionConfig")
     ops = ops_for_namespace(xp)
     spec = config.state_spec(shape, compute_dtype_name(dtype))
     return TrionState(step=ops.step_counter(device), **empty_state(spec, ops, device))
@@ -170,6 +190,7 @@ def trion_step(
     TypeError, ValueError
         If the gradient is not a matrix of real floating-point numbers, or the state is not one for it.
     """
+    check_kind("config", config, TrionConfig, "a TrionConfig")
     ops = ops_for(gradient) if ops is None else ops
     check_matrix("gradient", gradient, ops.xp)
     shape = tuple(gradient.shape)

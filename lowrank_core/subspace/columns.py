@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from lowrank_core._checks import check_choice, check_integer, check_matrix, check_matrix_axis
+from lowrank_core._checks import (
+    check_choice,
+    check_floating,
+    check_integer,
+    check_matrix,
+    check_matrix_axis,
+)
 from lowrank_core._typing import Array, Scalar
 from lowrank_core.numerics.random import fold, uniform
+from lowrank_core.numerics.scaling import scaled_to_one
 from lowrank_core.ops.axes import inverse_index
 from lowrank_core.ops.precision import to_compute
 from lowrank_core.ops.registry import ops_for
@@ -47,8 +54,11 @@ def column_scores(coefficients: Array, /, *, axis: int = -1, norm: str = "l2") -
     check_matrix("coefficients", coefficients, ops.xp)
     axis = check_matrix_axis(axis, coefficients.ndim)
     check_choice("norm", norm, SCORES)
-    totals = ops.column_sums(to_compute(coefficients, ops), axis=axis, norm=norm)
-    return ops.xp.sqrt(totals) if norm == "l2" else totals
+    wide = to_compute(coefficients, ops)
+    if norm == "l1":
+        return ops.column_sums(wide, axis=axis, norm=norm)
+    scaled, largest = scaled_to_one(wide, ops)
+    return ops.xp.sqrt(ops.column_sums(scaled, axis=axis, norm=norm)) * largest[..., 0]
 
 
 def select_columns(scores: Array, /, rank: int) -> Array:
@@ -75,6 +85,7 @@ def select_columns(scores: Array, /, rank: int) -> Array:
         If ``rank`` is not an integer in that range.
     """
     ops = ops_for(scores)
+    check_floating("scores", scores, ops.xp)
     rank = check_integer("rank", rank, low=1)
     if scores.ndim < 1:
         raise ValueError("scores must have at least one dimension, got a 0-d array")

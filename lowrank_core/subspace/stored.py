@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from lowrank_core._typing import Array, Scalar
 from lowrank_core.numerics.random import make_key, normal
+from lowrank_core.numerics.scaling import scaled_to_one
 from lowrank_core.ops.axes import apply_matrix
 from lowrank_core.ops.standard import Ops
 from lowrank_core.subspace.moments import Moments
@@ -36,9 +37,8 @@ def iterated_vectors(matrix: Array, vectors: Array, ops: Ops, *, axis: int) -> t
     """
     xp = ops.xp
     matrix = xp.where(xp.isfinite(matrix), matrix, xp.zeros_like(matrix))
-    # The product is of second order in the gradient: of small or large ones it would leave float32's range.
-    largest = xp.max(xp.abs(matrix), axis=(-2, -1))[..., None, None]
-    matrix = matrix / xp.where(largest > 0, largest, xp.ones_like(largest))
+    # The product is of second order in the gradient.
+    matrix, _ = scaled_to_one(matrix, ops)
     rows = matrix if axis == -1 else xp.matrix_transpose(matrix)
     product = xp.matrix_transpose(rows) @ (rows @ vectors)
     empty = xp.sum(product * product, axis=(-2, -1)) == 0
@@ -69,4 +69,6 @@ def rotate_moments(
     variance = apply_matrix(second - first * first, rotation * rotation, axis, xp)
     rotated = apply_matrix(first, rotation, axis, xp)
     second = xp.abs(variance + rotated * rotated) * weights[1]
+    # Of gradients whose squares are infinite, differences are not numbers. As in Adam such coordinates stand still.
+    second = xp.where(xp.isnan(second), xp.inf, second)
     return Moments(rotated * weights[0], second, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
 
-from lowrank_core._checks import check_choice
+from lowrank_core._checks import check_choice, check_kind
 from lowrank_core._typing import Array, Scalar
 from lowrank_core.bases.registry import get_basis
 from lowrank_core.layout import cut_rows, on_axis
@@ -98,12 +98,14 @@ def materialize(
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         If ``method`` is not one there is, or the update has neither indices nor vectors.
     """
+    check_kind("update", update, LowRankUpdate, "a LowRankUpdate")
     ops = ops_for(update.factor) if ops is None else ops
-    if method is not None and method != update.method:
+    if method is not None:
         check_choice("method", method, METHODS)
+    if method is not None and method != update.method:
         own = update.vectors if update.indices is None else None
         update = replace(update, method=method, vectors=own)
     rest = update.rest

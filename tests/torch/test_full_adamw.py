@@ -3,7 +3,7 @@
 import pytest
 import torch
 from helpers import assert_close
-from lowrank_torch import DCTAdamW
+from lowrank_torch import DCTAdamW, Trion
 from torch_helpers import assert_same_bits, copies, parameters, set_gradients, train
 
 pytestmark = pytest.mark.usefixtures("torch")
@@ -39,6 +39,17 @@ def test_equals_torch_adamw(shape, options, reason, maximize):
     (row,) = optimizer.summary()
     assert (row.algorithm, row.rank, row.axis, row.reason) == ("adamw", None, None, reason)
     assert row.shape == shape
+
+
+@pytest.mark.parametrize("shape", [(0, 9), (9, 0), (2, 0, 3), (0,)])
+def test_trion_takes_what_is_empty(shape):
+    given = parameters(shape, (12, 8))
+    optimizer = Trion(given, rank=3, batch_dims=max(0, len(shape) - 2))
+    train(optimizer, given, 2)
+    row, _ = optimizer.summary()
+    assert row.algorithm == "adamw"
+    optimizer.load_state_dict(optimizer.state_dict())
+    train(optimizer, given, 1)
 
 
 def test_rank_one_below_the_size_is_low_rank():
