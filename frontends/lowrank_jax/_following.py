@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ import optax
 from lowrank_core.layout import with_fitting_rank
 from lowrank_jax._axes import layouts_of_leaves, path_of
 from lowrank_jax._marks import ArrayMark, marks_of
-from lowrank_jax._plans import plans_of
+from lowrank_jax._plans import Plan, plans_of
 from lowrank_jax._precision import compute_dtype
 from lowrank_jax._scale import ScaleByLowRankState
 from lowrank_jax._trees import leaves_with_place
@@ -30,8 +30,8 @@ def as_in_file(
     state: Any,
     params: Any,
     algorithms: Mapping[str, object],
-) -> Any:
-    """Return ``state`` with the shapes of what a file has in the place of the arrays of leaves that it steps otherwise.
+) -> tuple[Any, list[str]]:
+    """Return ``state`` with the shapes of what a file has for leaves that it steps otherwise, and their paths.
 
     Parameters
     ----------
@@ -39,21 +39,9 @@ def as_in_file(
         As in `load_state`.
     algorithms
         By path, the algorithm of the file.
-
-    Warns
-    -----
-    UserWarning
-        If there are such leaves.
     """
-    changed = _changed(optimizer, params, algorithms)
-    if not changed:
-        return state
-    named = ", ".join(f"{path!r} ({algorithms[path]})" for path in list(changed)[:_EXAMPLES])
-    warnings.warn(
-        f"{len(changed)} leaves are stepped as in the file, not as matrix_axes says: {named}; the state has another "
-        "structure than init makes, so save and load it by these functions, or state those leaves in matrix_axes",
-        stacklevel=3,
-    )
+    held = {m.path for m, _ in marks_of(state) if isinstance(m, ArrayMark) and m.of_matrix}
+    changed = _changed(plans_of(optimizer, params), params, algorithms, held)
 
     def relaid(node: Any) -> Any:
         if not isinstance(node, ScaleByLowRankState):
@@ -69,7 +57,23 @@ def as_in_file(
         }
         return ScaleByLowRankState(node.adam._replace(**adam), node.matrices._replace(**fields))
 
-    return jax.tree.map(relaid, state, is_leaf=lambda node: isinstance(node, ScaleByLowRankState))
+    if changed:
+        state = jax.tree.map(
+            relaid, state, is_leaf=lambda node: isinstance(node, ScaleByLowRankState)
+        )
+    return state, list(changed)
+
+
+def warn_of_followed(paths: Sequence[str], algorithms: Mapping[str, object]) -> None:
+    """Warn if leaves are stepped as in a file and not as the rule says."""
+    if not paths:
+        return
+    named = ", ".join(f"{path!r} ({algorithms[path]})" for path in paths[:_EXAMPLES])
+    warnings.warn(
+        f"{len(paths)} leaves are stepped as in the file, not as matrix_axes says: {named}; the state has another "
+        "structure than init makes, so save and load it by these functions, or state those leaves in matrix_axes",
+        stacklevel=3,
+    )
 
 
 class _Entry(NamedTuple):
@@ -82,18 +86,18 @@ class _Entry(NamedTuple):
 
 
 def _changed(
-    optimizer: optax.GradientTransformation, params: Any, algorithms: Mapping[str, object]
+    plans: Mapping[str, Plan], params: Any, algorithms: Mapping[str, object], held: set[str]
 ) -> dict[str, _Entry]:
-    """Return by path the state of leaves that a file steps otherwise than ``optimizer`` would."""
+    """Return by path the state of leaves that a file steps otherwise than a state, where ``held`` are matrices."""
     layouts = layouts_of_leaves(params)
     leaves = {path: leaf for path, leaf, _ in leaves_with_place(params)}
     changed = {}
-    for path, plan in plans_of(optimizer, params).items():
+    for path, plan in plans.items():
         given, axes, wanted = plan.given_to, plan.axes or layouts[path], algorithms.get(path)
         shape, dtype = leaves[path].shape, compute_dtype(leaves[path].dtype)
-        if wanted == "adamw" and plan.options is not None:
+        if wanted == "adamw" and path in held:
             changed[path] = _Entry(_shaped(shape, dtype), {})
-        elif axes is not None and plan.options is None and wanted == given.rule.name:
+        elif axes is not None and path not in held and wanted == given.rule.name:
             matrix = axes.matrix_shape(shape)
             spec = with_fitting_rank(given.config, matrix).state_spec(matrix, jnp.dtype(dtype).name)
             fields = {name: _shaped(array.shape, array.dtype) for name, array in spec.items()}

@@ -28,7 +28,7 @@ from lowrank_jax._axes import (
     axes_of_leaves,
     layouts_of_leaves,
 )
-from lowrank_jax._following import as_in_file
+from lowrank_jax._following import as_in_file, warn_of_followed
 from lowrank_jax._marks import ArrayMark, CountMark, marks_of
 from lowrank_jax._plans import Plan, plans_of
 from lowrank_jax._precision import compute_dtype
@@ -131,10 +131,11 @@ def load_state(
     """
     with needing_safetensors():
         import safetensors.flax
-    algorithms = algorithms_in(path, safetensors, "flax")
-    state = as_in_file(optimizer, state, params, _by_path(state, params, names, algorithms))
+    in_file = _by_path(state, params, names, algorithms_in(path, safetensors, "flax"))
+    state, followed = as_in_file(optimizer, state, params, in_file)
     rows = _rows(optimizer, state, params, names, axes)
     saved = read(path, [row.stepped for row in rows], safetensors, "flax")
+    warn_of_followed(followed, in_file)
     return _restored(state, {row.path: (row, saved[row.stepped.name]) for row in rows})
 
 

@@ -6,8 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
+from lowrank_core import DCTAdamWConfig
 from lowrank_core.rules.known import DCT_ADAMW
+from lowrank_core.rules.options import shows_options
+from lowrank_torch._matrices import ShapeOptions
 from lowrank_torch._optimizer import LowRankOptimizer
+from lowrank_torch._options import StepOptions
 
 
 class DCTAdamW(LowRankOptimizer):
@@ -65,6 +69,7 @@ class DCTAdamW(LowRankOptimizer):
     rule = DCT_ADAMW
     _reuses_memory = True
 
+    @shows_options(DCTAdamWConfig, StepOptions, ShapeOptions)
     def __init__(
         self,
         params: Any,
@@ -74,10 +79,14 @@ class DCTAdamW(LowRankOptimizer):
         weight_decay: float = 0.01,
         *,
         rank: int | float,
+        algorithm: str = "dct_adamw",
         process_group: Any = None,
         **options: Any,
     ) -> None:
         own = {"lr": lr, "weight_decay": weight_decay}
         super().__init__(
-            params, {"rank": rank, "betas": betas, "eps": eps, **options}, own, process_group
+            params,
+            {"rank": rank, "algorithm": algorithm, "betas": betas, "eps": eps, **options},
+            own,
+            process_group,
         )
