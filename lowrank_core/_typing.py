@@ -52,7 +52,7 @@ class Array(Protocol):
 
 
 #: A number that lives on the host, or a 0-d array (perhaps traced) of the array library in use.
-Scalar: TypeAlias = "float | Array"
+Scalar: TypeAlias = float | Array
 
 #: An array type, where a class is written for one library's arrays.
 A = TypeVar("A", bound=Array)

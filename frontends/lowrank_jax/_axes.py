@@ -9,7 +9,7 @@ import jax
 
 from lowrank_core._checks import check_kind
 from lowrank_jax._geometry import MatrixAxes, ResolvedAxes, resolve_axes
-from lowrank_jax._rules import axes_by_name
+from lowrank_jax._rules import axes_by_name, layout_of
 from lowrank_jax._trees import leaves_with_place, path_of
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "ResolvedAxes",
     "axes_by_name",
     "axes_of_leaves",
+    "layouts_of_leaves",
     "matrix_mask",
     "path_of",
     "resolve_axes",
@@ -48,6 +49,15 @@ def check_axes(rule: AxesRule) -> None:
     """Raise ``TypeError`` unless a rule is a function or a tree of axes."""
     if not callable(rule):
         _lookup(rule)
+
+
+def layouts_of_leaves(tree: Any) -> dict[str, ResolvedAxes | None]:
+    """Return by path along which axes every leaf of ``tree`` lies, whoever steps it; see `layout_of`."""
+    layouts = {}
+    for path, leaf, place in leaves_with_place(tree):
+        axes = layout_of(path, place)
+        layouts[path] = None if axes is None else resolve_axes(axes, leaf.shape, path)
+    return layouts
 
 
 def matrix_mask(tree: Any, matrix_axes: AxesRule = axes_by_name) -> Any:

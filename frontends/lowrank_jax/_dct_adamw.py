@@ -10,15 +10,16 @@ import optax
 from lowrank_core import DCTAdamWConfig
 from lowrank_core._typing import Scalar
 from lowrank_core.rules.known import DCT_ADAMW
+from lowrank_core.rules.options import shows_options
 from lowrank_core.rules.presets import with_preset
 from lowrank_jax._axes import AxesRule, axes_by_name
 from lowrank_jax._nonfinite import watched
-from lowrank_jax._options import check_adam, check_rates, config_of, shows_options
+from lowrank_jax._options import RENAMED, check_adam, check_rates, config_of
 from lowrank_jax._precision import in_wide_precision
 from lowrank_jax._scale import Options, scale_by_rule
 
 
-@shows_options(DCTAdamWConfig)
+@shows_options(DCTAdamWConfig, renamed=RENAMED)
 def scale_by_dct_adam(
     b1: Scalar = 0.9,
     b2: Scalar = 0.999,
@@ -71,7 +72,7 @@ def scale_by_dct_adam(
     return scale_by_rule(stepped, optax.scale_by_adam(b1, b2, eps), matrix_axes)
 
 
-@shows_options(DCTAdamWConfig)
+@shows_options(DCTAdamWConfig, renamed=RENAMED)
 def dct_adamw(
     learning_rate: Scalar | Callable[[Any], Any],
     b1: Scalar = 0.9,

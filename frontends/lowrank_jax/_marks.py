@@ -22,6 +22,8 @@ class ArrayMark:
 
     path: str
     name: str
+    #: Whether it is of a leaf stepped as a matrix, not by Adam.
+    of_matrix: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,9 @@ def marked(state: Any) -> Any:
         optax.InjectStatefulHyperparamsState,
     )
 
-    def arrays(tree: Any, name: str) -> Any:
+    def arrays(tree: Any, name: str, of_matrix: bool = False) -> Any:
         return jax.tree_util.tree_map_with_path(
-            lambda keys, _: ArrayMark(path_of(keys), name), tree
+            lambda keys, _: ArrayMark(path_of(keys), name, of_matrix), tree
         )
 
     def adam(node: Any, beside: Any = ()) -> Any:
@@ -56,7 +58,7 @@ def marked(state: Any) -> Any:
     def mark(node: Any) -> Any:
         if isinstance(node, ScaleByLowRankState):
             fields = node.matrices._asdict().items()
-            own = {name: arrays(tree, name) for name, tree in fields if tree is not None}
+            own = {name: arrays(tree, name, True) for name, tree in fields if tree is not None}
             return ScaleByLowRankState(adam(node.adam, own), node.matrices._replace(**own))
         if isinstance(node, optax.ScaleByAdamState):
             return adam(node)

@@ -1,4 +1,4 @@
-"""Options by name: those of a core configuration, shown in a signature and refused where unknown."""
+"""Options by name: those of a core configuration, refused where unknown."""
 
 from __future__ import annotations
 
@@ -14,35 +14,12 @@ from lowrank_core import DCTAdamWConfig, TrionConfig
 from lowrank_core._checks import check_known, check_number
 from lowrank_core.rules.options import number_options
 
-F = TypeVar("F", bound=Callable[..., Any])
 Config = TypeVar("Config", bound=Any)
 
 # Numbers of this package's own signatures, which may be traced values like those of the core's configurations.
 _OWN_NUMBERS = {"learning_rate", "weight_decay", "b1", "b2"}
-# Optax names the two decay rates one by one.
-_RENAMED = {"betas"}
-
-
-def shows_options(config_type: type[Any]) -> Callable[[F], F]:
-    """Return a decorator that puts the fields of ``config_type`` in the place of ``**options`` in a signature.
-
-    So `help` lists them, and `optax.inject_hyperparams`, which reads signatures, can inject each.
-    """
-
-    def decorate(function: F) -> F:
-        signature = inspect.signature(function)
-        named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        taken = {parameter.name for parameter in named} | _RENAMED
-        fields = [
-            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default)
-            for field in dataclasses.fields(config_type)
-            if field.name not in taken
-        ]
-        target: Any = function
-        target.__signature__ = signature.replace(parameters=[*named, *fields])
-        return function
-
-    return decorate
+#: Optax names the two decay rates one by one.
+RENAMED = frozenset({"betas"})
 
 
 def static_options(factory: Callable[..., Any]) -> tuple[str, ...]:
@@ -73,10 +50,10 @@ def config_of(
     TypeError, ValueError
         If an option is unknown or has a bad value.
     """
-    known = {field.name for field in dataclasses.fields(config_type)} - _RENAMED - set(named)
+    known = {field.name for field in dataclasses.fields(config_type)} - RENAMED - set(named)
     check_known(where, options, known)
     for name, value in {**named, **options}.items():
-        if name not in numbers_of_options() | _RENAMED and isinstance(value, jax.Array):
+        if name not in numbers_of_options() | RENAMED and isinstance(value, jax.Array):
             raise TypeError(
                 f"{name} must be a plain value, got {value!r}; optax.inject_hyperparams makes an array of every number "
                 f"unless told otherwise: static_args=lowrank_jax.static_options(factory)"

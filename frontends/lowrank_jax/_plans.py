@@ -34,6 +34,8 @@ class Plan(NamedTuple):
     reason: str = ""
     #: Whether it has the shape and the place of a vocabulary's table or of an output head.
     like_vocabulary: bool = False
+    #: The options of the transformation that it is given to, whoever steps it there.
+    given_to: Any = None
 
 
 _noted: ContextVar[dict[str, Plan] | None] = ContextVar("noted", default=None)
@@ -55,7 +57,7 @@ def note(params: Any, matrix_axes: AxesRule, matrices: Sequence[Any], options: A
         if axes is not None and not matrix:
             reason = f"rank {options.config.rank} is not below the transformed size"
         like = axes is not None and _like_vocabulary(path, place, axes)
-        plans[path] = Plan(axes, options if matrix else None, reason, like)
+        plans[path] = Plan(axes, options if matrix else None, reason, like, options)
     if noted is not None:
         noted.update(plans)
         return

@@ -15,6 +15,7 @@ from lowrank_core.rules.portable import (
     Names,
     Saved,
     Stepped,
+    algorithms_in,
     file_names,
     read,
     stepped_by_adamw,
@@ -23,14 +24,15 @@ from lowrank_core.rules.portable import (
 )
 from lowrank_jax._axes import (
     AxesRule,
-    MatrixAxes,
     ResolvedAxes,
     axes_of_leaves,
-    resolve_axes,
+    layouts_of_leaves,
 )
+from lowrank_jax._following import as_in_file, warn_of_followed
 from lowrank_jax._marks import ArrayMark, CountMark, marks_of
 from lowrank_jax._plans import Plan, plans_of
 from lowrank_jax._precision import compute_dtype
+from lowrank_jax._trees import leaves_with_place
 
 # Names that Flax gives to what PyTorch calls a weight.
 _WEIGHTS = {"kernel", "embedding", "scale"}
@@ -67,7 +69,7 @@ def save_state(
     axes
         Of leaves that Adam steps: which axes are the outputs and the inputs, as `scale_by_dct_adam` takes it for
         matrices. In the file, as in PyTorch, outputs come first. By default what ``matrix_axes`` says of such a leaf,
-        else ``(inputs, outputs)`` for a two-dimensional ``kernel``; any other is taken as it is.
+        else what `axes_by_name` would make of it were it a hidden matrix; a table or a vector is taken as it is.
 
     Raises
     ------
@@ -98,6 +100,10 @@ def load_state(
     `optax.scale_by_schedule` and `optax.inject_hyperparams`, by which learning-rate schedules go, are set to the step
     count of the file; every other state stays as it is in ``state``.
 
+    A run goes on as it began: a leaf that the file has as a matrix and ``matrix_axes`` gives to Adam, or the other way
+    about, is stepped from here on as in the file, because its state is of that kind. The state then has another
+    structure than ``init`` makes.
+
     Parameters
     ----------
     path
@@ -117,11 +123,19 @@ def load_state(
     TypeError, ValueError
         If ``names`` or ``axes`` do not fit, or the file is damaged, or of another version, model or way to step it;
         the message names the first difference.
+
+    Warns
+    -----
+    UserWarning
+        If leaves are stepped as in the file and not as ``matrix_axes`` says.
     """
     with needing_safetensors():
         import safetensors.flax
+    in_file = _by_path(state, params, names, algorithms_in(path, safetensors, "flax"))
+    state, followed = as_in_file(optimizer, state, params, in_file)
     rows = _rows(optimizer, state, params, names, axes)
     saved = read(path, [row.stepped for row in rows], safetensors, "flax")
+    warn_of_followed(followed, in_file)
     return _restored(state, {row.path: (row, saved[row.stepped.name]) for row in rows})
 
 
@@ -157,9 +171,12 @@ def _rows(
     plans = plans_of(optimizer, params)
     dtypes: dict[str, str] = {}
     counted: set[str] = set()
+    held: set[str] = set()
     for mark, array in marks_of(state):
         if isinstance(mark, ArrayMark):
             dtypes[mark.path] = jnp.dtype(array.dtype).name
+            if mark.of_matrix:
+                held.add(mark.path)
         elif isinstance(mark, CountMark):
             for path in mark.paths:
                 if path in counted:
@@ -170,16 +187,18 @@ def _rows(
     stated = axes_of_leaves(params, (lambda *_: None) if rule is None else rule)
     leaves = [row for row in stated if row[0] in counted]
     called = file_names([path for path, *_ in leaves], names, _name_of)
+    layouts = layouts_of_leaves(params)
     rows = []
     for name, (path, leaf, axes) in zip(called, leaves, strict=True):
         plan, shape = plans.get(path, Plan(None, None)), tuple(leaf.shape)
-        if plan.options is not None and plan.axes is not None:
+        lies = plan.axes or layouts[path]
+        if path in held and lies is not None:
             dtype = jnp.dtype(compute_dtype(leaf.dtype)).name
-            rule, config, _ = plan.options
-            shapes = [plan.axes.matrix_shape(shape)]
+            rule, config, _ = plan.given_to
+            shapes = [lies.matrix_shape(shape)]
             stepped = stepped_by_rule(name, rule, config, shapes, dtype)
         else:
-            axes = axes or plan.axes or _of_kernel(path, shape)
+            axes = axes or lies
             outputs_first = shape if axes is None else axes.matrix_shape(shape)
             stepped = stepped_by_adamw(name, outputs_first, dtypes[path])
         rows.append(_Row(path, shape, stepped, axes))
@@ -187,6 +206,16 @@ def _rows(
         (path, *_) = sorted(counted - {row.path for row in rows})
         raise ValueError(f"params must have every leaf that state is of, got none called {path!r}")
     return rows
+
+
+def _by_path(
+    state: Any, params: Any, names: Names, algorithms: Mapping[str, object]
+) -> dict[str, object]:
+    """Return the algorithms of a file by the paths of the leaves that there is state of."""
+    stepped = {mark.path for mark, _ in marks_of(state) if isinstance(mark, ArrayMark)}
+    paths = [path for path, *_ in leaves_with_place(params) if path in stepped]
+    called = zip(paths, file_names(paths, names, _name_of), strict=True)
+    return {path: algorithms[name] for path, name in called if name in algorithms}
 
 
 def _saved(state: Any, rows: list[_Row]) -> list[Saved]:
@@ -245,10 +274,3 @@ def _name_of(path: str) -> str:
     if names[-1] in _WEIGHTS:
         names[-1] = "weight"
     return ".".join(names)
-
-
-def _of_kernel(path: str, shape: tuple[int, ...]) -> ResolvedAxes | None:
-    """Return the axes of a Flax kernel, which has its inputs first."""
-    if len(shape) != 2 or path.rpartition("/")[2] != "kernel":
-        return None
-    return resolve_axes(MatrixAxes(outputs=1, inputs=0), shape, path)

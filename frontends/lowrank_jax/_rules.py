@@ -67,6 +67,8 @@ _ATTENTION = re.compile(r".*(att(n|ention)|mha)")
 _LAYER = re.compile(
     r"\d+$|h_?\d|.*(layer|block|att(n|ention)|mha|mlp|ffn|feed_?forward|expert|moe)"
 )
+# Kinds of kernels that are a small matrix for each channel or group.
+_NO_MATRICES = {"depthwise convolution", "convolution in groups"}
 _EXPERTS = re.compile(r".*(expert|moe)")
 _NORM = re.compile(r".*norm|(ln|bn|gn)(_?\w{1,2})?$|(input|post)_?ln")
 
@@ -140,14 +142,13 @@ def axes_by_name(path: str, leaf: Any = None, *, min_size: int = 32) -> MatrixAx
 
 def decide(path: str, leaf: Any, *, min_size: int = 32) -> Decision:
     """Return what the rules say of a leaf, and why."""
-    names = names_of(path)
-    known: Leaf = leaf if isinstance(leaf, Leaf) else Leaf(tuple(leaf.shape), leaf.dtype)
+    names, known = names_of(path), _known(leaf)
     if known.ndim - (known.scanned is not None) < 2 or is_vector(names, known):
         return Decision(None, "vector")
     if is_table(names, known):
         return Decision(None, "table")
     axes, kind = _kernel_axes(names, known)
-    if axes is None:
+    if kind in _NO_MATRICES:
         return Decision(None, kind)
     outputs, inputs = resolve_axes(axes, known.shape, path).matrix_shape(known.shape)[-2:]
     if _is_head(names, known, (outputs, inputs)):
@@ -159,6 +160,23 @@ def decide(path: str, leaf: Any, *, min_size: int = 32) -> Decision:
     if smaller < min_size:
         return Decision(None, f"smaller side {smaller} is below min_size={min_size}")
     return Decision(axes, kind)
+
+
+def layout_of(path: str, leaf: Any) -> MatrixAxes | None:
+    """Return along which axes a leaf lies, whoever steps it; ``None`` where it has fewer than two.
+
+    Those of outputs and inputs of a kernel; of all else, as in PyTorch, the first and all the rest.
+    """
+    names, known = names_of(path), _known(leaf)
+    if known.ndim < 2:
+        return None
+    if is_vector(names, known) or is_table(names, known):
+        return MatrixAxes(0, tuple(range(1, known.ndim)))
+    return _kernel_axes(names, known)[0]
+
+
+def _known(leaf: Any) -> Leaf:
+    return leaf if isinstance(leaf, Leaf) else Leaf(tuple(leaf.shape), leaf.dtype)
 
 
 def split_module(names: list[str]) -> tuple[list[str], str]:
@@ -234,22 +252,19 @@ def names_of(path: str) -> list[str]:
     return [re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower() for name in path.split("/")]
 
 
-def _kernel_axes(names: list[str], leaf: Leaf) -> tuple[MatrixAxes | None, str]:
+def _kernel_axes(names: list[str], leaf: Leaf) -> tuple[MatrixAxes, str]:
     """Return the axes of what is a kernel by name, and what kind it is."""
     axes = list(range(leaf.ndim))
     if leaf.layer:
         own = axes[leaf.ndim - leaf.layer_axes :]
-        if leaf.layer == "grouped":
-            return None, "convolution in groups"
         return MatrixAxes(own[0], own[1] if len(own) == 2 else tuple(own[1:])), leaf.layer
     if leaf.scanned is not None:
         axes.remove(leaf.scanned)
     weight = names[-1].startswith("weight")
     if is_convolution(names, leaf):
         outputs, inputs = (axes[0], axes[1:]) if weight else (axes[-1], [axes[-2], *axes[:-2]])
-        if leaf.shape[inputs[0]] == 1:
-            return None, "depthwise convolution"
-        return MatrixAxes(outputs, tuple(inputs)), "convolution"
+        kind = "depthwise convolution" if leaf.shape[inputs[0]] == 1 else "convolution"
+        return MatrixAxes(outputs, tuple(inputs)), kind
     if not weight and len(axes) > 2:
         found = _attention_axes(names, axes, leaf.shape)
         if found is not None:

@@ -16,7 +16,13 @@ from lowrank_core.layout import is_low_rank, with_fitting_rank
 from lowrank_core.ops.registry import ops_for_namespace
 from lowrank_core.rules.reductions import run
 from lowrank_core.rules.rule import Rule, bind
-from lowrank_jax._axes import AxesRule, ResolvedAxes, axes_of_leaves, check_axes
+from lowrank_jax._axes import (
+    AxesRule,
+    ResolvedAxes,
+    axes_of_leaves,
+    check_axes,
+    layouts_of_leaves,
+)
 from lowrank_jax._options import with_numbers_in
 from lowrank_jax._placing import on_auto_axes, placed, replicated_like
 from lowrank_jax._plans import note
@@ -80,10 +86,11 @@ def scale_by_rule(
         del params
         treedef: Any
         leaves, treedef = jax.tree.flatten(updates)
-        plans = _matrices(updates, options, matrix_axes)
+        fields = {name: treedef.flatten_up_to(getattr(state.matrices, name)) for name in names}
+        held = [not isinstance(one, optax.MaskedNode) for one in fields[names[0]]]
+        plans = _matrices(updates, options, matrix_axes, held)
         masked = [optax.MaskedNode() if m else g for g, m in zip(leaves, plans, strict=True)]
         rest, adam_state = adam.update(jax.tree.unflatten(treedef, masked), state.adam)
-        fields = {name: treedef.flatten_up_to(getattr(state.matrices, name)) for name in names}
         new, after = treedef.flatten_up_to(rest), [None] * len(leaves)
         for index, matrix in enumerate(plans):
             if matrix is not None:
@@ -114,24 +121,40 @@ def _by_field(rule: Rule, names: Sequence[str], treedef: Any, states: Sequence[A
     return rule.state(**{**dict.fromkeys(rule.state._fields), **trees})
 
 
-def _matrices(tree: Any, options: Options, matrix_axes: AxesRule) -> list[_Matrix | None]:
-    """Return for every leaf how it is stepped as a matrix, or ``None``."""
+def _matrices(
+    tree: Any, options: Options, matrix_axes: AxesRule, held: Sequence[bool] | None = None
+) -> list[_Matrix | None]:
+    """Return for every leaf how it is stepped as a matrix, or ``None``.
+
+    ``held`` says of which leaves there is state as matrices. That of a file may differ from the rule: a run goes on as
+    it began.
+    """
+    rows = axes_of_leaves(tree, matrix_axes)
     found: list[_Matrix | None] = []
-    for path, leaf, axes in axes_of_leaves(tree, matrix_axes):
-        matrix = None
-        if axes is not None:
-            shape = axes.matrix_shape(leaf.shape)
-            own = options.config
-            low_rank = is_low_rank(shape, rank=own.rank, side=own.side)
-            if low_rank or not (options.needs_low_rank or 0 in shape):
-                config = with_fitting_rank(own, shape)
-                try:
-                    config.layout(shape)
-                except ValueError as error:
-                    raise ValueError(f"{path!r} cannot be stepped as a matrix: {error}") from error
-                matrix = _Matrix(path, axes, shape, config)
-        found.append(matrix)
+    for place, (path, leaf, axes) in enumerate(rows):
+        is_matrix = axes is not None and _is_stepped(axes, leaf, options)
+        if held is not None and held[place] != is_matrix:
+            is_matrix = held[place]
+            axes = axes or layouts_of_leaves(tree)[path]
+        if not is_matrix or axes is None:
+            found.append(None)
+            continue
+        shape = axes.matrix_shape(leaf.shape)
+        config = with_fitting_rank(options.config, shape)
+        try:
+            config.layout(shape)
+        except ValueError as error:
+            raise ValueError(f"{path!r} cannot be stepped as a matrix: {error}") from error
+        found.append(_Matrix(path, axes, shape, config))
     return found
+
+
+def _is_stepped(axes: ResolvedAxes, leaf: Any, options: Options) -> bool:
+    """Return whether a matrix is stepped as one: its rank is low, or need not be."""
+    config = options.config
+    shape = axes.matrix_shape(leaf.shape)
+    low_rank = is_low_rank(shape, rank=config.rank, side=config.side)
+    return low_rank or not (options.needs_low_rank or 0 in shape)
 
 
 def _zeros(leaf: Any) -> jax.Array:

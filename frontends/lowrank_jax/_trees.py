@@ -105,6 +105,6 @@ def _layer_of(node: Any) -> tuple[str, int]:
             if kind != "convolution":
                 return kind, 2
             if node.groups > 1:
-                kind = "grouped"
+                kind = "convolution in groups"
             return kind, node.num_spatial_dims + 2
     return "", 2

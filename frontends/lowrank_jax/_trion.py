@@ -10,14 +10,15 @@ import optax
 from lowrank_core import TrionConfig
 from lowrank_core._typing import Scalar
 from lowrank_core.rules.known import TRION
+from lowrank_core.rules.options import shows_options
 from lowrank_jax._axes import AxesRule, axes_by_name
 from lowrank_jax._nonfinite import watched
-from lowrank_jax._options import check_adam, check_rates, config_of, shows_options
+from lowrank_jax._options import RENAMED, check_adam, check_rates, config_of
 from lowrank_jax._precision import in_wide_precision
 from lowrank_jax._scale import Options, scale_by_rule
 
 
-@shows_options(TrionConfig)
+@shows_options(TrionConfig, renamed=RENAMED)
 def scale_by_trion(
     momentum: Scalar = 0.85,
     *,
@@ -67,7 +68,7 @@ def scale_by_trion(
     return scale_by_rule(stepped, optax.scale_by_adam(b1, b2, eps), matrix_axes)
 
 
-@shows_options(TrionConfig)
+@shows_options(TrionConfig, renamed=RENAMED)
 def trion(
     learning_rate: Scalar | Callable[[Any], Any],
     momentum: Scalar = 0.85,

@@ -6,9 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
+from lowrank_core import DCTAdamWConfig
 from lowrank_core.rules.known import DCT_ADAMW
+from lowrank_core.rules.options import shows_options
 from lowrank_core.rules.presets import with_preset
+from lowrank_torch._matrices import ShapeOptions
 from lowrank_torch._optimizer import LowRankOptimizer
+from lowrank_torch._options import StepOptions
 
 
 class DCTAdamW(LowRankOptimizer):
@@ -71,6 +75,7 @@ class DCTAdamW(LowRankOptimizer):
     rule = DCT_ADAMW
     _reuses_memory = True
 
+    @shows_options(DCTAdamWConfig, StepOptions, ShapeOptions)
     def __init__(
         self,
         params: Any,
@@ -81,13 +86,20 @@ class DCTAdamW(LowRankOptimizer):
         *,
         rank: int | float,
         preset: str | None = None,
+        algorithm: str = "dct_adamw",
         process_group: Any = None,
         **options: Any,
     ) -> None:
         own = {"lr": lr, "weight_decay": weight_decay}
         super().__init__(
             params,
-            {"rank": rank, "betas": betas, "eps": eps, **with_preset(preset, options)},
+            {
+                "rank": rank,
+                "algorithm": algorithm,
+                "betas": betas,
+                "eps": eps,
+                **with_preset(preset, options),
+            },
             own,
             process_group,
         )

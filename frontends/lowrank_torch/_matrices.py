@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
 
 from lowrank_core._checks import check_choice, check_integer
 
-#: Options of a group that say how its parameters are matrices.
-SHAPE_OPTIONS: Mapping[str, Any] = {
-    "batch_dims": 0,
-    "transposed": False,
-    "split_sizes": None,
-    "num_heads": None,
-}
+
+@dataclass(frozen=True)
+class ShapeOptions:
+    """Options of a group that say how its parameters are matrices."""
+
+    batch_dims: int = 0
+    transposed: bool = False
+    split_sizes: Sequence[int] | None = None
+    num_heads: int | Sequence[int] | None = None
+
+
+SHAPE_OPTIONS: Mapping[str, Any] = asdict(ShapeOptions())
 
 
 def check_shape_options(group: Mapping[str, Any]) -> None:

@@ -492,7 +492,8 @@ class LowRankOptimizer(Optimizer):
             The file, in the safetensors format; one that is there is replaced at the end, as a whole.
         names
             What a parameter is called in the file: a function of its name as `summary` gives it, or a mapping of those
-            that are called otherwise. By default their own names; so give the optimizer named parameters.
+            that are called otherwise. By default their own names; of one without, its place, by which only
+            an optimizer without names finds it: better give it named parameters.
 
         Raises
         ------

@@ -38,6 +38,16 @@ def canonical(value: Any) -> Any:
     return dtype_name(value) if isinstance(value, torch.dtype) else value
 
 
+@dataclasses.dataclass(frozen=True)
+class StepOptions:
+    """Options of a group that say how its parameters are written to."""
+
+    maximize: bool = False
+    stochastic_rounding: bool = False
+    foreach: bool = True
+    nonfinite: str = "propagate"
+
+
 class GroupOptions:
     """The options that groups of one optimizer have."""
 
@@ -57,8 +67,7 @@ class GroupOptions:
         """Return the options that both algorithms have, with their defaults."""
         defaults = {field.name: field.default for field in self._fields}
         defaults |= {"algorithm": self.rule.name, **SHAPE_OPTIONS}
-        own = {"maximize": False, "stochastic_rounding": False, "foreach": True}
-        return defaults | own | {"nonfinite": "propagate"}
+        return defaults | dataclasses.asdict(StepOptions())
 
     def check(self, group: Mapping[str, Any]) -> Any:
         """Return the core's configuration of a group, every option checked."""

@@ -23,7 +23,7 @@ from lowrank_core.rules.portable import (
 from lowrank_core.rules.rule import Rule
 from lowrank_core.rules.state import ArraySpec
 from lowrank_torch._matrices import matrix_shapes
-from lowrank_torch._names import parameter_name, place_name
+from lowrank_torch._names import parameter_name
 
 # What PyTorch calls the moments of AdamW, by their names in a file.
 _ADAMW = {"first_moment": "exp_avg", "second_moment": "exp_avg_sq"}
@@ -86,19 +86,14 @@ def load_state(optimizer: Stateful, path: str | os.PathLike[str], names: Names =
 
 def _rows(optimizer: Stateful, names: Names) -> list[_Row]:
     """Return every parameter and how it is stepped."""
-    found: list[tuple[str, str, Tensor, Mapping[str, Any]]] = [
-        (parameter_name(group, place, index), place_name(place, index), parameter, group)
+    found: list[tuple[str, Tensor, Mapping[str, Any]]] = [
+        (parameter_name(group, place, index), parameter, group)
         for place, group in enumerate(optimizer.param_groups)
         for index, parameter in enumerate(group["params"])
     ]
     called = file_names([own for own, *_ in found], names)
     rows = []
-    for name, (own, unnamed, parameter, group) in zip(called, found, strict=True):
-        if name == own == unnamed:
-            raise ValueError(
-                f"names must name parameters that were given to the optimizer without names, got none for {own}; or "
-                "make it of model.named_parameters()"
-            )
+    for name, (own, parameter, group) in zip(called, found, strict=True):
         if hasattr(parameter, "placements"):
             raise NotImplementedError(
                 f"save_state and load_state need parameters that are whole, got a DTensor for {own}; "

@@ -6,8 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
+from lowrank_core import TrionConfig
 from lowrank_core.rules.known import TRION
+from lowrank_core.rules.options import shows_options
+from lowrank_torch._matrices import ShapeOptions
 from lowrank_torch._optimizer import LowRankOptimizer
+from lowrank_torch._options import StepOptions
 
 
 class Trion(LowRankOptimizer):
@@ -51,6 +55,7 @@ class Trion(LowRankOptimizer):
     rule = TRION
     _whole_ranks = True
 
+    @shows_options(TrionConfig, StepOptions, ShapeOptions)
     def __init__(
         self,
         params: Any,
@@ -61,10 +66,14 @@ class Trion(LowRankOptimizer):
         rank: int | float,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
+        algorithm: str = "trion",
         process_group: Any = None,
         **options: Any,
     ) -> None:
         own = {"lr": lr, "weight_decay": weight_decay, "betas": betas, "eps": eps}
         super().__init__(
-            params, {"rank": rank, "momentum": momentum, **options}, own, process_group
+            params,
+            {"rank": rank, "algorithm": algorithm, "momentum": momentum, **options},
+            own,
+            process_group,
         )

@@ -6,9 +6,10 @@ State depends on every other option, so that these are *structural*: fixed for a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from numbers import Integral
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 from lowrank_core._checks import plain_number
 from lowrank_core.ops.precision import dtype_name
@@ -24,6 +25,7 @@ LATER_OPTIONS: Mapping[str, Any] = {
 
 #: What frontends do about gradients that are not finite: step on them, skip the step, or raise an error.
 NONFINITE = ("propagate", "skip", "raise")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def number(default: Any) -> Any:
@@ -48,6 +50,40 @@ def structural_options(config_type: type[Any]) -> tuple[str, ...]:
         for f in dataclasses.fields(config_type)
         if _NUMBER not in f.metadata and _SPEED not in f.metadata
     )
+
+
+def shows_options(
+    *option_types: type[Any], renamed: frozenset[str] = frozenset()
+) -> Callable[[F], F]:
+    """Return a decorator that puts the fields of dataclasses in the place of ``**options`` in a signature, with types.
+
+    So `help` lists them, and programs that read signatures know them: command lines, `optax.inject_hyperparams`.
+    Fields that the function names itself are left as it has them, those in ``renamed`` left out.
+    """
+
+    def decorate(function: F) -> F:
+        signature = inspect.signature(function)
+        parameters = {
+            name: parameter
+            for name, parameter in signature.parameters.items()
+            if parameter.kind is not parameter.VAR_KEYWORD
+        }
+        for kind in option_types:
+            types = get_type_hints(kind)
+            for field in dataclasses.fields(kind):
+                if field.name not in renamed:
+                    shown = inspect.Parameter(
+                        field.name,
+                        inspect.Parameter.KEYWORD_ONLY,
+                        default=field.default,
+                        annotation=types[field.name],
+                    )
+                    parameters.setdefault(field.name, shown)
+        target: Any = function
+        target.__signature__ = signature.replace(parameters=[*parameters.values()])
+        return function
+
+    return decorate
 
 
 def plain_options(config: Any, *integers: str) -> None:

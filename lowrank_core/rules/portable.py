@@ -17,7 +17,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
 
 from lowrank_core._checksum import CHECKSUM, UNKNOWN, is_sealed_right, seal
@@ -208,33 +209,54 @@ def read(
         If it is no plain file, not whole, of another format or version, not of these parameters stepped in this way, or
         holds numbers that their state cannot have; the message names the first difference.
     """
-    check_plain(path)
-    try:
-        with safetensors.safe_open(path, framework=framework) as file:
-            rows = _header(path, file.metadata() or {})
-            found: dict[str, dict[str, ArraySpec]] = {name: {} for name in rows}
-            for array in sorted(file.keys()):
-                name, _, key = array.rpartition("/")
-                part = file.get_slice(array)
-                dtype = part.get_dtype()
-                spec = ArraySpec(tuple(part.get_shape()), _DTYPES.get(dtype, dtype))
-                found.setdefault(name, {})[key] = spec
-            _check_names(path, parameters, rows, found)
-            for stepped in parameters:
-                _check_rule(path, stepped, rows[stepped.name])
-                if found[stepped.name] or rows[stepped.name]["step"]:
-                    _check_arrays(str(path), stepped, found[stepped.name])
-            arrays = {
-                name: {key: file.get_tensor(f"{name}/{key}") for key in found[name]}
-                for name in rows
-            }
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"path must be a whole safetensors file, got {path}: {error}") from error
+    with _opened(path, safetensors, framework) as file:
+        rows = _header(path, file.metadata() or {})
+        found: dict[str, dict[str, ArraySpec]] = {name: {} for name in rows}
+        for array in sorted(file.keys()):
+            name, _, key = array.rpartition("/")
+            part = file.get_slice(array)
+            dtype = part.get_dtype()
+            spec = ArraySpec(tuple(part.get_shape()), _DTYPES.get(dtype, dtype))
+            found.setdefault(name, {})[key] = spec
+        _check_names(path, parameters, rows, found)
+        for stepped in parameters:
+            _check_rule(path, stepped, rows[stepped.name])
+            if found[stepped.name] or rows[stepped.name]["step"]:
+                _check_arrays(str(path), stepped, found[stepped.name])
+        arrays = {
+            name: {key: file.get_tensor(f"{name}/{key}") for key in found[name]} for name in rows
+        }
     for stepped in parameters:
         for key, array in arrays[stepped.name].items():
             _, dtype, law = stepped.arrays[key]
             check_law(f"{path} must be right: {key} of {stepped.name!r}", array, dtype, law)
     return {name: Saved(rows[name]["step"], arrays[name]) for name in rows}
+
+
+def algorithms_in(
+    path: str | os.PathLike[str], safetensors: Any, framework: str
+) -> dict[str, object]:
+    """Return the algorithm that stepped each parameter of a file, by name; nothing of its state is read.
+
+    Parameters
+    ----------
+    path, safetensors, framework
+        As in `read`, which raises the same.
+    """
+    with _opened(path, safetensors, framework) as file:
+        rows = _header(path, file.metadata() or {})
+    return {name: row["rule"].get("algorithm") for name, row in rows.items()}
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str], safetensors: Any, framework: str) -> Iterator[Any]:
+    """Open a plain file, errors of safetensors naming the path."""
+    check_plain(path)
+    try:
+        with safetensors.safe_open(path, framework=framework) as file:
+            yield file
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"path must be a whole safetensors file, got {path}: {error}") from error
 
 
 def _header(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:

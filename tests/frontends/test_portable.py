@@ -10,7 +10,8 @@ import pytest
 import safetensors
 import torch
 from helpers import tolerance
-from portable_runs import MODEL, RATE, RUNS, SHAPED, JaxRun, TorchRun
+from lowrank_torch import DCTAdamW
+from portable_runs import ADAMW, MODEL, RATE, RUNS, SHAPED, JaxRun, TorchRun
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.usefixtures("optax", "torch")
@@ -273,13 +274,61 @@ def test_bad_names_are_refused(tmp_path, names, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_parameters_without_names_want_some(tmp_path):
-    weight = torch.nn.Parameter(torch.ones(8, 6))
-    optimizer = type(TorchRun("dct_adamw").optimizer)([weight], rank=2)
-    with pytest.raises(ValueError, match=r"names must name parameters .* parameter 0 of group 0"):
-        optimizer.save_state(tmp_path / "file")
-    optimizer.save_state(tmp_path / "file", names={"parameter 0 of group 0": "weight"})
-    assert (tmp_path / "file").exists()
+def test_parameters_without_names_are_found_by_place(tmp_path):
+    def made(name=None):
+        weight = torch.nn.Parameter(torch.ones(8, 6))
+        optimizer = DCTAdamW([weight if name is None else (name, weight)], rank=2)
+        weight.grad = torch.eye(8, 6)
+        optimizer.step()
+        return optimizer
+
+    bare, named = made(), made("weight")
+    bare.step()
+    bare.save_state(tmp_path / "bare")
+    assert made().load_state(tmp_path / "bare") == 2
+    # A name is never taken for a place, nor a place for a name, unless the user says so.
+    with pytest.raises(
+        ValueError, match=r"a state of 'weight', got none; .* 'parameter 0 of group"
+    ):
+        named.load_state(tmp_path / "bare")
+    assert named.load_state(tmp_path / "bare", names=lambda _: "parameter 0 of group 0") == 2
+    named.save_state(tmp_path / "named")
+    with pytest.raises(ValueError, match="a state of 'parameter 0 of group 0', got none"):
+        bare.load_state(tmp_path / "named")
+
+
+def test_jax_goes_on_as_the_file_does_whatever_its_rule_says(tmp_path):
+    """Plain parameters in PyTorch are all matrices; the rule in JAX gives small ones, tables and heads to Adam."""
+    run = TorchRun("dct_adamw", {name: leaf._replace(group={}) for name, leaf in MODEL.items()})
+    whole = run.fresh().train(12)
+    run.train(6)
+    run.save(tmp_path / "file")
+    other = JaxRun("dct_adamw", matrix_axes=lowrank_jax.axes_by_name)
+    assert not jax.tree.leaves(other.state[0].matrices)
+    other.put(run.weights())
+    with pytest.warns(UserWarning, match=r"^5 leaves are stepped as in the file, .*\(dct_adamw\)"):
+        other.load(tmp_path / "file")
+    assert other.state[0].matrices.first_moment["embed"]["embedding"].shape == (15, 3)
+    other.train(3, begin=6)
+    other.save(tmp_path / "file")
+    back = run.fresh()
+    back.put(other.weights())
+    back.load(tmp_path / "file")
+    assert_same_weights(back.train(3, begin=9), whole)
+
+
+def test_jax_leaves_to_adam_what_the_file_does(tmp_path):
+    run = TorchRun("dct_adamw", {name: leaf._replace(group=ADAMW) for name, leaf in MODEL.items()})
+    whole = run.fresh().train(8)
+    run.train(4)
+    run.save(tmp_path / "file")
+    other = JaxRun("dct_adamw")
+    assert jax.tree.leaves(other.state[0].matrices)
+    other.put(run.weights())
+    with pytest.warns(UserWarning, match=r"^3 leaves are stepped as in the file, .*\(adamw\)"):
+        other.load(tmp_path / "file")
+    assert not jax.tree.leaves(other.state[0].matrices)
+    assert_same_weights(other.train(4, begin=4), whole)
 
 
 def test_leading_params_of_linen_is_no_part_of_a_name(tmp_path):
