@@ -45,7 +45,7 @@ FOREIGN = {
         "GaLore, APOLLO and Fira", "use 'refresh_every'; 1 costs no SVD here"
     ),
     "proj_type": Foreign("GaLore, APOLLO and Fira", "use 'side'; 'auto' is their 'std'"),
-    "scale": Foreign("GaLore and APOLLO", f"{_LEAVE}, and multiply 'lr' by it"),
+    "scale": Foreign("GaLore and APOLLO", "use 'update_scale'"),
     "proj": Foreign("APOLLO and the paper's code", "use 'basis'"),
     "scale_type": Foreign("APOLLO", f"{_LEAVE}: every kept number has a moment of its own here"),
     "alpha": Foreign("Fira", "use residual='scaled' with 'residual_scale'"),
