@@ -17,13 +17,17 @@ HEADS = frozenset(
         "output_layer",
         "classifier",
         "logits",
+        "readout",
         "unembed",
+        "unembedder",
         "unembedding",
     }
 )
 
 # Heads wherever they stand, even in a repeated block (early exits): nothing else is called so.
-_HEADS_ANYWHERE = frozenset({"lm_head", "classifier", "logits", "unembed", "unembedding"})
+_HEADS_ANYWHERE = frozenset(
+    {"lm_head", "classifier", "logits", "unembed", "unembedder", "unembedding"}
+)
 
 # Endings of a head's name, with or without a prefix (`qa_outputs`, `bbox_predictor`, `start_logits`).
 _HEAD_ENDING = re.compile(
@@ -60,11 +64,19 @@ _TABLE_WORDS = frozenset(
             "queries",
         ),
         *("codebook", "codebooks", "codevectors", "prototypes", "centroids"),
+        *("embedder", "lookup", "tok", "vocab"),
     }
 )
-_DYNAMICS = re.compile(r"^(A|A_logs?|D|Ds|dt|log_dt)$")
+_DYNAMICS = re.compile(r"^(A|[Aa]_logs?|D|Ds|dt|log_dt)$")
 _TIME_MIX = re.compile(r"^(time_(mix|maa|decay|first|faaaa)|x_[rwkvag]$)")
-_ROUTERS = frozenset({"router", "gate", "wg", "gating", "gating_network", "gate_network"})
+_ROUTERS = frozenset(
+    {
+        *("router", "gate", "wg", "gating", "gating_network", "gate_network"),
+        *("gate_logits", "router_weights", "switch"),
+    }
+)
+# A router's experts are far fewer than its inputs; a gate of a hidden layer is about as wide.
+_FEW_EXPERTS = 4
 
 
 def name_words(name: str) -> frozenset[str]:
@@ -86,9 +98,15 @@ def is_head_name(name: str, *, in_block: bool = False) -> bool:
     )
 
 
-def is_router_name(name: str) -> bool:
-    """Return whether a module of this name may choose experts."""
-    return name.lower() in _ROUTERS or name.lower().endswith("_router")
+def is_router(name: str, outputs: int, inputs: int, *, near_experts: bool) -> bool:
+    """Return whether a matrix of a module of this name chooses experts; ``near_experts`` says that some are beside it.
+
+    A gate may also be one of a hidden layer, which is about as wide as its inputs.
+    """
+    lower = name.lower()
+    if lower.endswith("router") or lower == "router_weights":
+        return True
+    return lower in _ROUTERS and (near_experts or outputs * _FEW_EXPERTS <= inputs)
 
 
 def is_table_name(name: str) -> bool:

@@ -1,15 +1,18 @@
 """Which axes of a parameter make a matrix by its name, its module and its shape: one set of rules for all libraries.
 
+Names of biases, gains, tables, heads and routers are those of `lowrank_core.roles`, as in PyTorch. What is written here
+is what modules of PyTorch tell by their types and places and a tree of arrays does not.
+
 In this order, the first that fits:
 
-1. **vector** - the leaf's name has ``bias`` in it, or is one of `VECTORS` (``scale``, ``offset``, ``A_log``, ...), or
-   the leaf is the gain of a norm, however many axes a scan has put before it: Adam.
-2. **table** - an Equinox ``Embedding``, or a leaf whose own name or module's name has ``embed`` in it or one of
-   `TABLES` as a word (``tok``, ``emb``, ``wte``, ...): Adam.
-3. **head** - the module is called as in `HEAD_NAMES`; as in `HEADS_BY_PLACE` (``output``, ``fc``, ...) where it stands
-   in no layer, for inside of one those are names of hidden layers; or it is the last part of such a module
+1. **vector** - the leaf has the name of a bias or a gain (``scale``, ``A_log``, ...) or one of `VECTORS`, or it is the
+   gain of a norm, however many axes a scan has put before it: Adam.
+2. **table** - an Equinox ``Embedding``, or a leaf with the name of a table (``embedding``, ``tok``, ...), or a kernel
+   whose module's name ends in one: Adam.
+3. **head** - the module has the name of a head; one of `HEADS_BY_PLACE` (``out``, ``fc``, ...) where it stands in no
+   layer, for inside of one those are names of hidden layers; or it is the last part of such a module
    (``classifier/out_proj``); or, outside of all layers, it has the size of a vocabulary: Adam.
-4. **router** - the module is one of `ROUTERS`, or a ``gate`` with fewer outputs than inputs: Adam.
+4. **router** - the module has the name of a router, such as ``gate``, and experts beside it or few outputs: Adam.
 5. **kernel** - ``(inputs, outputs)``, or ``(outputs, inputs)`` where its name begins with ``weight``, as in Equinox and
    PyTorch. Attention's kernels of three axes and the kernels of convolutions are flattened to one matrix. What other
    axes there are stack matrices: layers under a scan, experts.
@@ -23,42 +26,25 @@ import re
 from typing import Any, NamedTuple
 
 from lowrank_core._checks import check_integer, check_kind
-from lowrank_core.roles import HEADS
+from lowrank_core.roles import (
+    is_bias_name,
+    is_gain_name,
+    is_head_name,
+    is_router,
+    is_table_name,
+)
 from lowrank_jax._geometry import MatrixAxes, resolve_axes
 
-#: Leaves that hold a number for each feature, beside all that have ``bias`` in their names.
-VECTORS = {"a_log", "b", "beta", "d", "gain", "gamma", "layer_scale", "offset", "scale"}
-#: Words of names of modules and leaves that are tables.
-TABLES = {"codebook", "emb", "embs", "lookup", "tok", "vocab", "wpe", "wte"}
-# Tables of positions; as a word of a longer name it would take in projections of positions.
+#: Leaves that hold a number for each feature, beside what is called as a bias or a gain: Flax's and Haiku's words.
+VECTORS = {"b", "beta", "d", "offset"}
+# Of modules, names of tables of positions by themselves alone: as the end of another they are projections of positions.
 _POSITIONS = {"pos", "position", "positions"}
-#: Output heads, wherever they stand.
-HEAD_NAMES = (HEADS - {"head", "output"}) | {
-    "embed_out",
-    "lm_head",
-    "logits_dense",
-    "qa_outputs",
-    "to_logits",
-    "unembedder",
-    "vocab_proj",
-}
-#: Output heads unless they stand in a layer: there ``output`` is a hidden projection.
-HEADS_BY_PLACE = {
-    "decoder_pred",
-    "fc",
-    "head",
-    "out",
-    "output",
-    "prediction",
-    "predictions",
-    "readout",
-    "score",
-    "summary",
-}
+# What a parameter looked up and a layer with a kernel are called alike.
+_ALSO_LAYERS = {"latent", "latents", "prefix", "probe", "prompt", "prompts", "queries"}
+#: Output heads unless they stand in a layer: PyTorch tells these by their being last.
+HEADS_BY_PLACE = {"fc", "out", "summary"}
 #: What the last part of a head is called.
 _LAST_OF_HEAD = {"dense_out", "fc", "head", "logits", "out", "out_proj", "output", "proj"}
-#: Routers of mixtures of experts.
-ROUTERS = {"gate_logits", "gating", "router", "router_weights", "switch"}
 #: Attention's projections: of three axes, (inputs, heads, size of a head).
 _QUERIES = re.compile(r"(query|key|value|qkv|kv|q|k|v|wq|wk|wv|wqkv)(_proj|_kernel)?$")
 #: The projection that comes after them: of three axes, (heads, size of a head, outputs).
@@ -154,7 +140,7 @@ def decide(path: str, leaf: Any, *, min_size: int = 32) -> Decision:
     if _is_head(names, known, (outputs, inputs)):
         return Decision(None, "output head")
     module = split_module(names)[1]
-    if module in ROUTERS or (module == "gate" and outputs < inputs):
+    if is_router(module, outputs, inputs, near_experts=_of_experts(names)):
         return Decision(None, "router")
     smaller = min(outputs, inputs)
     if smaller < min_size:
@@ -189,9 +175,7 @@ def split_module(names: list[str]) -> tuple[list[str], str]:
 def is_vector(names: list[str], leaf: Leaf) -> bool:
     """Return whether a leaf holds a number for each feature (of each layer)."""
     last = names[-1]
-    if "bias" in last or last in VECTORS or leaf.layer == "norm":
-        return True
-    if last.startswith(("time_mix", "time_decay", "time_first")):
+    if is_bias_name(last) or is_gain_name(last) or last in VECTORS or leaf.layer == "norm":
         return True
     return last in ("weight", "w") and not leaf.layer and bool(_NORM.match(split_module(names)[1]))
 
@@ -202,10 +186,19 @@ def is_table(names: list[str], leaf: Leaf) -> bool:
         return leaf.layer == "table"
     if is_convolution(names, leaf):
         return False
-    near = names[-2:]
-    return bool(_POSITIONS & set(near)) or any(
-        "embed" in name or TABLES & set(name.split("_")) for name in near
-    )
+    above, module = split_module(names)
+    if module == names[-1]:
+        # A leaf by itself: the parameter of a table, or of a module that is called as one.
+        return is_table_name(module) or (bool(above) and _is_table_module(above[-1]))
+    return _is_table_module(module)
+
+
+def _is_table_module(name: str) -> bool:
+    """Return whether a module is a table: the last word of its name says so, as in ``tok_emb``, not in ``embed_in``."""
+    last = re.sub(r"_?\d+$", "", name).rpartition("_")[2]
+    if not is_table_name(last) or last in _ALSO_LAYERS or "patch" in name:
+        return False
+    return last not in _POSITIONS or name in _POSITIONS or "embed" in name
 
 
 def is_convolution(names: list[str], leaf: Leaf) -> bool:
@@ -308,14 +301,15 @@ def _of_experts(names: list[str]) -> bool:
 def _is_head(names: list[str], leaf: Leaf, sides: tuple[int, int]) -> bool:
     """Return whether a matrix with these numbers of outputs and inputs is an output head."""
     above, module = split_module(names)
-    if module in HEAD_NAMES or module.startswith("logits"):
+    inside = in_layer(names, leaf)
+    if is_head_name(module, in_block=inside):
         return True
-    if in_layer(names, leaf):
+    if inside:
         return False
-    if module in HEADS_BY_PLACE or (module.endswith("_head") and module != "multi_head"):
+    if module in HEADS_BY_PLACE:
         return True
     around = above[-1] if above else ""
-    if around in HEAD_NAMES | {"head", "heads"} and (module in _LAST_OF_HEAD or module.isdigit()):
+    if is_head_name(around) and (module in _LAST_OF_HEAD or module.isdigit()):
         return True
     # Outside of all layers, a matrix with as many outputs as a vocabulary has words gives their logits.
     return sides[0] != sides[1] and any(side in leaf.vocabularies for side in sides)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -12,8 +11,6 @@ from torch import nn
 from lowrank_torch._advice import check_model_given
 from lowrank_torch._groups import matrix_groups
 from lowrank_torch._roles import MIN_SIZE, ROLES
-
-_logger = logging.getLogger("lowrank_torch")
 
 #: Bytes of AdamW's two float32 moments for each number.
 _ADAMW_BYTES = 8
@@ -32,7 +29,7 @@ def for_model(
     min_size: int = MIN_SIZE,
     **settings: Any,
 ) -> Made:
-    """Return an optimizer of class ``cls`` for ``model``, its parameters grouped by role, and log a line about it.
+    """Return an optimizer of class ``cls`` for ``model``, its parameters grouped by role.
 
     Parameters
     ----------
@@ -63,32 +60,28 @@ def for_model(
         raise ValueError(
             f"no parameter of the model ({type(model).__name__}) requires a gradient: all are frozen, or it has none"
         )
-    optimizer = cls(groups, **settings)
-    _logger.info("%s", describe(optimizer))
-    return optimizer
+    return cls(groups, **settings)
 
 
 def describe(optimizer: Any) -> str:
     """Return one line: the parameters and numbers of each role, and the state in MB beside AdamW's.
 
-    Parameters
-    ----------
-    optimizer
-        An optimizer of this package whose groups were named by `matrix_groups`.
+    Of parameters in groups that `matrix_groups` has not named by role, in the place of that what steps them.
     """
-    counts = dict.fromkeys((*ROLES, "other"), (0, 0))
-    for group in optimizer.param_groups:
-        role = str(group.get("name", "")).split(",")[0]
-        role = role if role in counts else "other"
-        number, size = counts[role]
-        own = [math.prod(parameter.shape) for parameter in group["params"]]
-        counts[role] = number + len(own), size + sum(own)
     rows = optimizer.summary()
+    named = [
+        str(group.get("name", "")).split(",")[0]
+        for group in optimizer.param_groups
+        for _ in group["params"]
+    ]
+    counts: dict[str, tuple[int, int]] = {}
+    for name, row in zip(named, rows, strict=True):
+        kind = name if name in ROLES else row.algorithm
+        number, size = counts.get(kind, (0, 0))
+        counts[kind] = number + 1, size + math.prod(row.shape)
     state = sum(row.state_bytes for row in rows)
     adamw = sum(_ADAMW_BYTES * math.prod(row.shape) for row in rows)
-    parts = [
-        f"{role} {number} ({size:,} numbers)" for role, (number, size) in counts.items() if number
-    ]
+    parts = [f"{kind} {number} ({size:,} numbers)" for kind, (number, size) in counts.items()]
     return (
         f"{type(optimizer).__name__}: {', '.join(parts)}; state {state / 1e6:.1f} MB, "
         f"AdamW's {adamw / 1e6:.1f} MB"

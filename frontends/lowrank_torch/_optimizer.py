@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from functools import partial
@@ -26,7 +27,7 @@ from lowrank_torch._advice import (
     warn_of_nothing_saved,
 )
 from lowrank_torch._collectives import CollectiveScheduler, Traffic
-from lowrank_torch._for_model import for_model
+from lowrank_torch._for_model import describe, for_model
 from lowrank_torch._group_keys import check_group_keys, warn_of_unnamed
 from lowrank_torch._index import ParameterIndex
 from lowrank_torch._input import check_gradient, check_not_flat, is_zero_lr
@@ -44,6 +45,8 @@ from lowrank_torch._schedule import Schedule
 from lowrank_torch._state import chooses_next, make_state, place_state
 from lowrank_torch._step import Projection, step_here, step_sharded
 
+_logger = logging.getLogger("lowrank_torch")
+
 #: Parameters, by their places: for each of some groups, its place and the places of parameters in it.
 Chosen: TypeAlias = tuple[tuple[int, range], ...]
 
@@ -60,6 +63,9 @@ class LowRankOptimizer(Optimizer):
     _reuses_memory: ClassVar[bool] = False
     #: Whether the rule also takes matrices with no more basis vectors than its rank.
     _whole_ranks: ClassVar[bool] = False
+    #: Options that groups have and ``defaults`` has not: `OneCycleLR` and `CyclicLR` move ``betas`` if they find it in
+    #: there, even where ``momentum`` is what steps the matrices.
+    _beside_defaults: ClassVar[tuple[str, ...]] = ()
     #: Bytes of copies and coefficients that sharded steps may hold while they wait for a collective. With more, what is
     #: waiting is sent, and is on its way while further steps begin.
     window_bytes: int = 2**29
@@ -80,8 +86,10 @@ class LowRankOptimizer(Optimizer):
         defaults = {**self._options.defaults(), **own}
         check_known(type(self).__name__, options, defaults)
         check_parameters_given(type(self).__name__, params)
+        defaults |= options
+        self._beside = {name: defaults.pop(name) for name in self._beside_defaults}
         try:
-            super().__init__(params, defaults | dict(options))
+            super().__init__(params, defaults)
         except ValueError as error:
             if "empty parameter list" in str(error):
                 error.add_note(
@@ -92,10 +100,12 @@ class LowRankOptimizer(Optimizer):
         warn_of_lost_updates(self.param_groups)
         if not self._whole_ranks:
             warn_of_nothing_saved(self.summary(), self.param_groups)
+        if _logger.isEnabledFor(logging.INFO):
+            _logger.info("%s", describe(self))
 
     @classmethod
     def for_model(cls, model: nn.Module, **settings: Any) -> Self:
-        """Return an optimizer for ``model``, its parameters grouped by role; log who gets what in one line.
+        """Return an optimizer for ``model``, its parameters grouped by role.
 
         Parameters
         ----------
@@ -111,6 +121,10 @@ class LowRankOptimizer(Optimizer):
             As `matrix_groups` and the optimizer's constructor.
         """
         return for_model(cls, model, **settings)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy is made of."""
+        return {**super().__getstate__(), "_beside": self._beside}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copied or unpickled optimizer; what it computes with is made anew."""
@@ -144,7 +158,9 @@ class LowRankOptimizer(Optimizer):
         named: list[dict[str, Any]] = []
         count = len(self.param_groups)
         if isinstance(param_group, dict):
-            check_group_keys(param_group.keys() - BOOKKEEPING, self.defaults)
+            for option, value in self._beside.items():
+                param_group.setdefault(option, value)
+            check_group_keys(param_group.keys() - BOOKKEEPING, {**self.defaults, **self._beside})
             self.check_options({**self.defaults, **param_group})
             named = name_alike(self.param_groups, param_group)
         try:

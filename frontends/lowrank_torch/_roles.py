@@ -24,7 +24,7 @@ from lowrank_core._checks import check_choice, check_integer, check_kind
 from lowrank_core.roles import (
     is_bias_name,
     is_gain_name,
-    is_router_name,
+    is_router,
     is_table_name,
     name_words,
 )
@@ -39,8 +39,6 @@ MIN_SIZE = 32
 
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _NO_VOCABULARY = frozenset({"pos", "position", "positions", "positional", "wpe", "type", "segment"})
-# A router's experts are far fewer than its inputs; a gate of a hidden layer is about as wide.
-_FEW_EXPERTS = 4
 
 
 class ParameterRole(NamedTuple):
@@ -320,18 +318,15 @@ class _Rules:
             return False
         if "Router" in kind:
             return True
-        near = [part for part in owner.path[-2:] if is_router_name(part)]
-        if not near:
-            return False
-        if any("router" in part.lower() for part in near):
-            return True
         parent = self._found.parents.get(id(owner.module))
         beside = [] if parent is None else [name for name, _ in parent.named_children()]
         beside += (
             [] if parent is None else [name for name, _ in parent.named_parameters(recurse=False)]
         )
-        rows, columns = parameter.shape
-        return any("expert" in name for name in beside) or rows * _FEW_EXPERTS <= columns
+        experts = any("expert" in name for name in beside)
+        return any(
+            is_router(part, *parameter.shape, near_experts=experts) for part in owner.path[-2:]
+        )
 
 
 # What says nothing of a parameter that the module's own name does not say better.

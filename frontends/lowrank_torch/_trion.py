@@ -54,6 +54,7 @@ class Trion(LowRankOptimizer):
 
     rule = TRION
     _whole_ranks = True
+    _beside_defaults = ("betas",)
 
     @shows_options(TrionConfig, StepOptions, ShapeOptions)
     def __init__(

@@ -41,7 +41,8 @@ def stepped(params, **options):
         ("layers/0/weight", (40, 60), WEIGHT),
         ("cell/weight_ih", (96, 32), WEIGHT),
         ("kernel", (60,), None),
-        ("heads/kernel", (40, 60), KERNEL),
+        ("pre_head/kernel", (40, 60), KERNEL),
+        ("heads/kernel", (40, 60), None),
         ("head/mlp/kernel", (40, 60), KERNEL),
         # Vectors of layers under a scan.
         ("scanned/norm/scale", (40, 60), None),

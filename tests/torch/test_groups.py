@@ -1,6 +1,7 @@
 """Every option may be set in a parameter group, and groups may be added later."""
 
 import gc
+import logging
 import weakref
 
 import pytest
@@ -163,9 +164,6 @@ def test_groups_with_and_without_names_stand_side_by_side(optimizer_type):
     assert [row.name for row in other.summary()] == ["parameter 0 of group 0", "first"]
     train(optimizer, [first, second, third], 2)
     train(other, [first, second], 2)
-    # A made name is no name to find a parameter by in a file.
-    with pytest.raises(ValueError, match="got none for parameter 0 of group 1"):
-        optimizer.save_state("never.safetensors")
 
 
 def test_names_are_made_anew_for_a_copied_group():
@@ -254,3 +252,16 @@ def test_parameters_without_names_warn_once_of_a_vocabulary():
     # Who names parameters, or makes them AdamW's, knows them: a warning would be an error.
     DCTAdamW(model.named_parameters(), rank=3)
     DCTAdamW([{"params": list(model.parameters()), "algorithm": "adamw"}], rank=3)
+
+
+def test_plain_construction_logs_what_steps_whom(caplog):
+    given = parameters((24, 10), (30, 12), (5,))
+    with caplog.at_level(logging.INFO, logger="lowrank_torch"):
+        DCTAdamW(given, rank=3)
+    (record,) = caplog.records
+    assert record.name == "lowrank_torch"
+    line = "DCTAdamW: dct_adamw 2 (600 numbers), adamw 1 (5 numbers); state 0.0 MB, AdamW's 0.0 MB"
+    assert record.getMessage() == line
+    caplog.clear()
+    DCTAdamW(copies(given), rank=3)
+    assert not caplog.records

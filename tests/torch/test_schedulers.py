@@ -1,9 +1,11 @@
 """Learning-rate schedulers act on every group, and on momentum where they cycle it."""
 
+import copy
+
 import pytest
 import torch
 from helpers import assert_close
-from lowrank_torch import DCTAdamW
+from lowrank_torch import DCTAdamW, Trion
 from torch.optim import lr_scheduler
 from torch_helpers import assert_same_bits, copies, parameters, set_gradients, train
 
@@ -131,3 +133,34 @@ def test_a_warm_up_from_zero_counts_all_parameters_alike():
         schedule.step()
         optimizer.zero_grad()
     assert {int(state["step"]) for state in optimizer.state.values()} == {3}
+
+
+@pytest.mark.parametrize("cycle", ["one cycle", "cyclic"])
+def test_a_schedule_of_momentum_moves_trions_and_no_beta_of_adamw(cycle):
+    weight, bias = parameters((24, 10), (5,))
+    groups = [{"params": [weight]}, {"params": [bias], "algorithm": "adamw"}]
+    optimizer = copy.deepcopy(Trion(groups, rank=3, momentum=0.7))
+    options = {"base_momentum": 0.5, "max_momentum": 0.9}
+    if cycle == "one cycle":
+        schedule = lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=9, **options)
+    else:
+        schedule = lr_scheduler.CyclicLR(optimizer, 0.01, 0.1, step_size_up=4, **options)
+    given = [p for group in optimizer.param_groups for p in group["params"]]
+    (manual,) = copies(given[:1])
+    value, state, seen = manual.detach().clone(), None, []
+    for step in range(8):
+        group = optimizer.param_groups[0]
+        seen.append(group["momentum"])
+        set_gradients([manual], step)
+        config = lc.TrionConfig(rank=3, momentum=seen[-1])
+        state = state or lc.trion_init((24, 10), config, xp=torch)
+        update, state = lc.trion_step(manual.grad, state, config)
+        value = value - group["lr"] * (group["weight_decay"] * value + lc.materialize(update))
+        train(optimizer, given, 1, start=step)
+        schedule.step()
+    assert len(set(seen)) > 4
+    assert [group["betas"] for group in optimizer.param_groups] == [(0.9, 0.95)] * 2
+    assert_close(given[0].detach(), value, xp=torch, dtype="float32", kind="trajectory")
+    # A group that comes later, to a copy too, has the betas of the others.
+    optimizer.add_param_group({"params": parameters((6,)), "algorithm": "adamw"})
+    assert optimizer.param_groups[-1]["betas"] == (0.9, 0.95)
