@@ -218,12 +218,18 @@ def _lora(shapes: Shapes) -> float:
     return 8 * sum(LORA_RANK * (m + n) for m, n in shapes.matrices)
 
 
-def _trion(**options: Any) -> Callable[[Shapes], float]:
-    def state(shapes: Shapes) -> float:
-        summary = Trion.for_model(shapes.model, rank=0.5, **options).summary()
-        return float(sum(row.state_bytes for row in summary))
+def _preset(preset: str) -> Callable[[Shapes], float]:
+    return lambda shapes: _held(
+        DCTAdamW.for_model(shapes.model, rank=shapes.rank, preset=preset).summary()
+    )
 
-    return state
+
+def _trion(**options: Any) -> Callable[[Shapes], float]:
+    return lambda shapes: _held(Trion.for_model(shapes.model, rank=0.5, **options).summary())
+
+
+def _held(summary: Summary) -> float:
+    return float(sum(row.state_bytes for row in summary))
 
 
 #: What there is to compare: for each name its title and the bytes of its state.
@@ -234,6 +240,8 @@ OPTIMIZERS: Mapping[str, tuple[str, Callable[[Shapes], float]]] = {
     "muon": ("Muon", _muon),
     "lora": (f"LoRA, rank {LORA_RANK}, AdamW", _lora),
     "dct-adamw": ("DCT-AdamW", lambda shapes: shapes.own_state),
+    "dct-adamw-factored": ("DCT-AdamW, factored", _preset("factored")),
+    "dct-adamw-tiny": ("DCT-AdamW, tiny", _preset("tiny")),
     "trion": ("Trion", _trion()),
     "trion-8bit": ("Trion, 8 bits", _trion(momentum_bits=8)),
 }

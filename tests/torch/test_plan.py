@@ -62,6 +62,12 @@ def stepped(model, make):
 MAKERS = {
     "adamw": lambda model: torch.optim.AdamW(model.parameters()),
     "dct-adamw": lambda model: lowrank_torch.DCTAdamW.for_model(model, rank=0.25),
+    "dct-adamw-factored": lambda model: lowrank_torch.DCTAdamW.for_model(
+        model, preset="factored", rank=0.25
+    ),
+    "dct-adamw-tiny": lambda model: lowrank_torch.DCTAdamW.for_model(
+        model, preset="tiny", rank=0.25
+    ),
     "trion": lambda model: lowrank_torch.Trion.for_model(model, rank=0.5),
     "trion-8bit": lambda model: lowrank_torch.Trion.for_model(model, rank=0.5, momentum_bits=8),
 }
@@ -150,10 +156,9 @@ def test_readme_shows_what_the_planner_computes(config):
     model = plan.model_of(config(LLAMA_7B))
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     stated = dict(re.findall(r"^\| ([^|]+) \| ([\d.]+) \|$", text, re.MULTILINE))
-    quarter = plan.estimates(model, optimizers=["adamw", "dct-adamw", "trion-8bit"])
-    fixed = plan.estimates(model, optimizers=["dct-adamw"], rank=512)
-    computed = [f"{row.state / 1e9:.1f}" for row in (quarter[0], quarter[1], fixed[0], quarter[2])]
-    assert list(stated.values()) == computed
+    names = ["adamw", "dct-adamw", "dct-adamw-factored", "dct-adamw-tiny", "trion-8bit"]
+    rows = plan.estimates(model, optimizers=names)
+    assert list(stated.values()) == [f"{row.state / 1e9:.1f}" for row in rows]
 
 
 @pytest.mark.parametrize(
