@@ -27,7 +27,7 @@ import lowrank_torch
 import torch
 from _job import BETAS, CLIP_NORM, VALIDATION_WINDOWS, rate_factor
 from _llama import Llama, next_byte_loss
-from _rivals import Apollo, Foam, Rival, Scale
+from _rivals import Apollo, Foam, Rival, Scale, adam
 from _text import Corpus, load
 from _weights import first_weights
 from rich.console import Console
@@ -60,8 +60,6 @@ class AdamW(Rival):
 
     def direction(self, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
         """Adam's direction."""
-        from _rivals import adam
-
         return adam(gradient, state, group)
 
 
@@ -77,12 +75,8 @@ class Muon(Rival):
         return orthogonalize(gradient + 0.95 * buffer) * max(1.0, rows / columns) ** 0.5
 
 
-FACTORED = {
-    "second_moment": "factored",
-    "residual": "bounded",
-    "score_decay": BETAS[1],
-    "refresh_every": 10,
-}
+# With updates as they come, so that rates are those of all rules alike.
+FACTORED: dict[str, Any] = {"preset": "factored", "update_scale": 1.0}
 METHODS: dict[str, Build] = {
     "adamw": rival(AdamW),
     "foam": rival(Foam),
@@ -97,7 +91,7 @@ METHODS: dict[str, Build] = {
     "factored": ours(**FACTORED),
     "factored, 8 bits": ours(**FACTORED, moment_bits=8),
     "factored, rank 1/2": ours(**FACTORED, rank=0.5),
-    "factored, dropped": ours(**{**FACTORED, "residual": "discard"}),
+    "factored, dropped": ours(**FACTORED, residual="discard"),
     "factored, identity": ours(**FACTORED, basis="identity"),
     "trion": trion(),
     "trion, 8 bits": trion(momentum_bits=8),

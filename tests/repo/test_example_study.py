@@ -1,0 +1,69 @@
+"""The study of update rules: a line a run, nothing run twice, a table of what is there."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.usefixtures("torch")
+
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+RESULTS = EXAMPLES.parent / "results" / "study.jsonl"
+SMALL = ["--steps", "3", "--d-model", "64", "--layers", "1", "--seq-len", "16", "--batch", "2"]
+
+
+@pytest.fixture
+def study(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    yield importlib.import_module("study")
+    for name in ("study", "_rivals", "_job", "_llama", "_text", "_weights", "_report", "_settings"):
+        sys.modules.pop(name, None)
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_every_method_trains_and_is_run_once(study, tmp_path, capsys):
+    out = tmp_path / "study.jsonl"
+    command = [*SMALL, "--method", *study.METHODS, "--lr", "1e-3", "--out", str(out)]
+    assert study.main(command) == 0
+    first = out.read_text()
+    runs = {line["method"]: line for line in lines(out)}
+    assert list(runs) == list(study.METHODS)
+    # Before training a byte costs log(256) = 5.5; three steps are no loss to speak of.
+    assert all(4 < line["loss"] < 6 for line in runs.values())
+    numbers = {method: line["numbers_per_weight"] for method, line in runs.items()}
+    assert numbers["scale"] == 0
+    assert numbers["adamw"] == 2
+    assert numbers["foam"] == numbers["apollo"] == 0.5
+    assert numbers["factored, 8 bits"] < numbers["factored"] < 0.31 < numbers["sign"] < 0.52
+    assert study.main(command) == 0
+    assert out.read_text() == first
+    capsys.readouterr()
+    assert study.main(["--report", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert f"{len(runs)} runs" in printed
+
+
+def test_best_rates_are_told_and_edges_with_them(study):
+    runs = [
+        {"method": method, "lr": lr, "seed": seed, "loss": loss + seed}
+        for method, losses in {"adamw": (3, 2, 4), "foam": (1, 2, 3)}.items()
+        for lr, loss in enumerate(losses)
+        for seed in (0, 1)
+    ]
+    found = {method: (lr, edge) for method, lr, _, edge in study.best_runs(runs)}
+    assert found == {"adamw": (1, False), "foam": (0, True)}
+
+
+def test_published_losses_are_those_of_the_lines():
+    text = (RESULTS.parent.parent / "results.md").read_text(encoding="utf-8")
+    losses = {}
+    for line in lines(RESULTS):
+        losses.setdefault(line["method"], {})[line["seed"]] = f"{line['loss']:.3f}"
+    for method, by_seed in losses.items():
+        row = "| " + ", ".join(by_seed[seed] for seed in sorted(by_seed)) + " |"
+        assert row in text, method
