@@ -30,6 +30,8 @@ RUNS: dict[str, tuple[type, dict[str, Any]]] = {
     "power": (DCTAdamW, {"basis": "power", "refresh_every": 10}),
     "bfloat16": (DCTAdamW, {"state_dtype": "bfloat16"}),
     "float16": (DCTAdamW, {"state_dtype": "float16"}),
+    "factored": (DCTAdamW, {"preset": "factored"}),
+    "tiny": (DCTAdamW, {"preset": "tiny"}),
     "trion": (Trion, {}),
     "trion in codes": (Trion, {"momentum_bits": 4}),
 }
@@ -80,7 +82,7 @@ def long_runs(count: int, seed: int) -> Iterator[Any]:
 
 def test_long_runs():
     outcome = run(long_runs, SHORT)
-    assert outcome.tried == len(RUNS) == 13
+    assert outcome.tried == len(RUNS) == 15
     assert not outcome.failures
 
 
