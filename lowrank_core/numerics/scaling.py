@@ -7,9 +7,14 @@ from lowrank_core.ops.standard import Ops
 
 
 def scaled_to_one(x: Array, ops: Ops) -> tuple[Array, Array]:
-    """Return every matrix of ``x`` divided by its largest magnitude, and these, ``(..., 1, 1)``; 1 for zeros."""
+    """Return every matrix of ``x`` divided by a power of two near its largest magnitude, and these, ``(..., 1, 1)``.
+
+    So nothing is rounded. Of zeros the power is 1.
+    """
     if 0 in x.shape[-2:]:
         return x, ops.xp.ones((*x.shape[:-2], 1, 1), dtype=x.dtype, device=ops.device_of(x))
     largest = ops.xp.max(ops.xp.abs(x), axis=(-2, -1))[..., None, None]
     largest = ops.xp.where(largest > 0, largest, ops.xp.ones_like(largest))
-    return x / largest, largest
+    exponents = ops.xp.floor(ops.xp.log2(largest))
+    powers = ops.xp.pow(ops.xp.full_like(exponents, 2.0), exponents)
+    return x / powers, powers

@@ -8,6 +8,7 @@ import threading
 import time
 
 import lowrank_torch
+import lowrank_torch._parts as parting
 import lowrank_torch._step as stepping
 import pytest
 import torch
@@ -178,16 +179,16 @@ def assert_same(one, other):
 @pytest.fixture
 def divided(monkeypatch):
     """Divide small matrices too; how many rows (or columns) were stepped at a time."""
-    monkeypatch.setattr(stepping, "LEAST_PART", 16)
-    monkeypatch.setattr(stepping, "PART", 48)
+    monkeypatch.setattr(parting, "LEAST_PART", 16)
+    monkeypatch.setattr(parting, "PART", 48)
     lengths = []
-    original = stepping._parts
+    original = stepping.parts_of
 
     def parts(target, gradient, state, matrix, length):
         lengths.append(length)
         return original(target, gradient, state, matrix, length)
 
-    monkeypatch.setattr(stepping, "_parts", parts)
+    monkeypatch.setattr(stepping, "parts_of", parts)
     return lengths
 
 

@@ -201,6 +201,7 @@ def train(
     return parameter.detach().float()
 
 
+@pytest.mark.filterwarnings("ignore:weights are torch:UserWarning")  # as they should
 @pytest.mark.parametrize("algorithm", ["low rank", "adamw"])
 @pytest.mark.parametrize("name", ["DCTAdamW", "Trion"])
 @pytest.mark.parametrize("kind", ["bfloat16", "float16"])

@@ -112,9 +112,14 @@ _DCT = {
     "score_decay": "optional fraction",
     "hysteresis": "amount",
     "bias_correction": "choice",
+    "update_scale": "amount",
+    "second_moment": "choice",
+    "moment_bits": "bits",
     "state_dtype": "dtype",
     "seed": "index",
 }
+#: What the frontends' DCT-AdamW has beside the fields of its configuration.
+_PRESET = {"preset": "optional choice"}
 _TRION = {
     "rank": "rank",
     "momentum": "fraction",
@@ -272,7 +277,7 @@ ROWS: dict[tuple[Any, str], Row] = {
     (lc, "DCTAdamWConfig"): Row(lc.DCTAdamWConfig, {"rank": 2}, _DCT),
     (lc, "TrionConfig"): Row(lc.TrionConfig, {"rank": 2}, _TRION),
     (lowrank_torch, "DCTAdamW"): Row(
-        _torch(lowrank_torch.DCTAdamW), {"rank": 2}, {**_DCT, **_GROUP}
+        _torch(lowrank_torch.DCTAdamW), {"rank": 2}, {**_DCT, **_PRESET, **_GROUP}
     ),
     (lowrank_torch, "Trion"): Row(
         _torch(lowrank_torch.Trion),
@@ -312,7 +317,9 @@ ROWS: dict[tuple[Any, str], Row] = {
     (lowrank_jax, "scale_by_dct_adam"): Row(
         lowrank_jax.scale_by_dct_adam,
         {"rank": 2},
-        {k: v for k, v in _DCT.items() if k != "betas"} | _FEW | {"matrix_axes": "tree rule"},
+        {k: v for k, v in (_DCT | _PRESET).items() if k != "betas"}
+        | _FEW
+        | {"matrix_axes": "tree rule"},
     ),
     (lowrank_jax, "scale_by_trion"): Row(
         lowrank_jax.scale_by_trion, {"rank": 2}, _TRION | _FEW | {"matrix_axes": "tree rule"}
@@ -320,7 +327,9 @@ ROWS: dict[tuple[Any, str], Row] = {
     (lowrank_jax, "dct_adamw"): Row(
         lowrank_jax.dct_adamw,
         {"learning_rate": 0.1, "rank": 2},
-        {k: v for k, v in _DCT.items() if k != "betas"} | _OPTAX | {"matrix_axes": "tree rule"},
+        {k: v for k, v in (_DCT | _PRESET).items() if k != "betas"}
+        | _OPTAX
+        | {"matrix_axes": "tree rule"},
     ),
     (lowrank_jax, "trion"): Row(
         lowrank_jax.trion,
@@ -364,7 +373,12 @@ TYPES = {
     *(lc.LowRankUpdate, lc.CoefficientRest, lc.DenseRest, lc.SignRest),
     *(lowrank_torch.LowRankOptimizer, lowrank_torch.GradientHooks, lowrank_torch.Traffic),
     *(lowrank_torch.ProjectedAccumulation, lowrank_torch.ParameterRole),
-    *(lowrank_torch.ParameterSummary, lowrank_jax.ScaleByLowRankState, lowrank_jax.Summary),
+    *(
+        lowrank_torch.ParameterSummary,
+        lowrank_torch.Summary,
+        lowrank_jax.ScaleByLowRankState,
+        lowrank_jax.Summary,
+    ),
     *(lowrank_jax.LeafSummary, lowrank_jax.MatrixAxes),
 }
 #: Trees may be anything.

@@ -335,7 +335,7 @@ OTHERS = {
     "rank": 3, "betas": (0.8, 0.9), "eps": 1e-4, "basis": "hartley", "score": "l1", "refresh_every": 3,
     "side": "left", "method": "fft", "residual": "discard", "residual_scale": 0.5, "feedback_bits": 4,
     "selection": "sampled", "score_decay": 0.8, "hysteresis": 0.2, "bias_correction": "column",
-    "state_dtype": "bfloat16", "seed": 1,
+    "update_scale": 2.0, "second_moment": "factored", "moment_bits": 8, "state_dtype": "bfloat16", "seed": 1,
 }  # fmt: skip
 
 
@@ -352,6 +352,8 @@ def test_a_state_dict_and_a_file_go_on_under_the_same_other_options(option, tmp_
         base = {"score_decay": 0.9}
     if option == "residual_scale":
         base = {"residual": "sign", "score_decay": 0.9}
+    if option == "moment_bits":
+        base = {"second_moment": "factored", "score_decay": 0.9}
     before = trained(**base)
     before.save_state(tmp_path / "state")
     taken = []

@@ -43,7 +43,7 @@ def test_unknown_option_is_answered_with_the_right_one(option, answer):
 
 
 def test_no_option_that_is_known_is_called_foreign():
-    for optimizer, known in ((DCTAdamW, {"lr", "betas"}), (Trion, {"lr", "betas", "momentum"})):
+    for optimizer, known in ((DCTAdamW, {"lr", "betas"}), (Trion, {"lr", "momentum"})):
         defaults = optimizer(parameters((12, 8)), rank=4, lr=0.01).defaults
         assert known <= defaults.keys()
         allowed = {"lr", "betas", "momentum", "scale", "differentiable"}

@@ -72,7 +72,7 @@ def test_variants_cover_every_choice():
 @pytest.mark.parametrize("refresh_every", [1, 3])
 @pytest.mark.parametrize("variant", VARIANTS, ids=variant_id)
 def test_resumed_run_has_the_same_bits(variant, refresh_every):
-    check_resume(lambda given: make(given, refresh_every=refresh_every, **variant))
+    check_resume(lambda given: make(given, **{"refresh_every": refresh_every} | variant))
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=variant_id)
