@@ -206,6 +206,8 @@ def kills(count: int, seed: int) -> Iterator[Any]:
 CAMPAIGNS = {"files": files, "states": states, "kills": kills}
 
 
+# Processes are forked, of which JAX warns where another test has loaded it; they save, and are killed.
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 @pytest.mark.parametrize("name", CAMPAIGNS)
 def test_whole_or_refused(name):
     outcome = run(CAMPAIGNS[name], FEW[name])
