@@ -126,7 +126,7 @@ def _choose(
         scores = perturb_scores(scores, state.key, t, ops)
     all_real = _is_false(rounding, ops)
     if not all_real:
-        scores = rank_last(scores, rounding, held_columns(before, scores, ops), ops)
+        scores = rank_last(scores, rounding, held_columns(before, layout.size, ops), ops)
     columns = top_columns(scores, layout.rank, ops)
     moved = ops.index_in(before, columns)
     if all_real and due is True:

@@ -14,10 +14,10 @@ from lowrank_core._checks import (
 from lowrank_core._typing import Array, Scalar
 from lowrank_core.numerics.random import fold, uniform
 from lowrank_core.numerics.scaling import scaled_to_one
-from lowrank_core.ops.axes import inverse_index
 from lowrank_core.ops.precision import to_compute
 from lowrank_core.ops.registry import ops_for
 from lowrank_core.ops.standard import Ops
+from lowrank_core.subspace.empty import held_columns
 from lowrank_core.subspace.indices import check_indices
 
 SCORES = ("l1", "l2")
@@ -110,8 +110,7 @@ def favour_current(scores: Array, current: Array, hysteresis: Scalar, step: Any,
     A challenger then has to be that much better to take their place. The columns that a state begins with, before
     ``step`` 1, were never chosen and are not favoured.
     """
-    device = ops.device_of(current)
-    _, held = inverse_index(current, scores.shape[-1], ops.xp, device)
+    held = held_columns(current, scores.shape[-1], ops)
     return scores * (1 + hysteresis * ops.astype(held & (step > 1), scores.dtype))
 
 

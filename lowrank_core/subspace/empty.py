@@ -48,10 +48,12 @@ def rank_last(scores: Array, rounding: Array, held: Array, ops: Ops) -> Array:
     return ranked
 
 
-def held_columns(indices: Array, like: Array, ops: Ops) -> Array:
-    """Return which columns of ``like`` ``(..., n)`` have a place among ``indices`` ``(..., r)`` that is not empty."""
-    held = ops.astype(indices >= 0, like.dtype)[..., None, :]
-    size = like.shape[-1]
+def held_columns(indices: Array, size: int, ops: Ops) -> Array:
+    """Return for each of ``size`` columns, ``(..., size)``, if it has a place of ``indices`` that is not empty.
+
+    By a scatter where a library has one: comparing all with all would cost as much as a transform.
+    """
+    held = ops.astype(indices >= 0, ops.xp.float32)[..., None, :]
     places: Array = ops.put(held, columns_of(indices, size), size, axis=-1)[..., 0, :] > 0
     return places
 

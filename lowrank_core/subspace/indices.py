@@ -1,10 +1,9 @@
-"""Indices of basis columns: the check of those that callers pass, and which columns they are."""
+"""The check of indices of basis columns that callers pass."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from lowrank_core._typing import Array
 from lowrank_core.ops.registry import ops_for
 from lowrank_core.ops.standard import Ops
 
@@ -57,13 +56,3 @@ def check_indices(
             f"{name} must be strictly ascending from 0{limit}, got numbers from {low} to {high}"
             + ("" if rises else ", not ascending")
         )
-
-
-def are_among(indices: Array, size: int, ops: Ops) -> Array:
-    """Return for each of ``size`` columns, ``(..., size)``, whether it is one of ``indices`` ``(..., r)``."""
-    xp = ops.xp
-    shape = (*indices.shape[:-1], 1, indices.shape[-1])
-    marks = xp.ones(shape, dtype=xp.float32, device=ops.device_of(indices))
-    # By a scatter where a library has one: comparing all with all would cost as much as the transform.
-    among: Array = ops.put(marks, indices, size, axis=-1)[..., 0, :] > 0
-    return among

@@ -13,7 +13,7 @@ from lowrank_core.ops.axes import apply_transpose
 from lowrank_core.ops.crossovers import METHODS
 from lowrank_core.ops.registry import ops_for
 from lowrank_core.ops.standard import Ops
-from lowrank_core.subspace.indices import are_among
+from lowrank_core.subspace.empty import held_columns
 
 
 class CoefficientRest(NamedTuple):
@@ -154,7 +154,7 @@ def slice_rows(update: LowRankUpdate, rows: slice) -> LowRankUpdate:
 
 def without_chosen(coefficients: Array, indices: Array, axis: int, ops: Ops) -> Array:
     """Return the coefficients with those of the chosen columns set to zero."""
-    found = are_among(indices, coefficients.shape[axis], ops)
+    found = held_columns(indices, coefficients.shape[axis], ops)
     return ops.xp.where(on_axis(found, axis), ops.xp.zeros_like(coefficients), coefficients)
 
 
@@ -163,7 +163,7 @@ def _lifted_with(rest: CoefficientRest, update: LowRankUpdate, ops: Ops) -> Arra
     axis, indices, size = update.axis, update.indices, update.size
     if indices is None:
         raise ValueError("update must have indices where its rest is coefficients, got None")
-    found = are_among(indices, size, ops)
+    found = held_columns(indices, size, ops)
     put = ops.put(update.factor, indices, size, axis=axis)
     coefficients = ops.xp.where(on_axis(found, axis), put, rest.values)
     return get_basis(update.basis).inverse(coefficients, ops, axis=axis, method=update.method)
