@@ -130,12 +130,16 @@ def _matrices(
     it began.
     """
     rows = axes_of_leaves(tree, matrix_axes)
+    followed = held is not None and any(
+        one and axes is None for one, (_, _, axes) in zip(held, rows, strict=True)
+    )
+    layouts = layouts_of_leaves(tree) if followed else {}
     found: list[_Matrix | None] = []
     for place, (path, leaf, axes) in enumerate(rows):
         is_matrix = axes is not None and _is_stepped(axes, leaf, options)
         if held is not None and held[place] != is_matrix:
             is_matrix = held[place]
-            axes = axes or layouts_of_leaves(tree)[path]
+            axes = axes or layouts.get(path)
         if not is_matrix or axes is None:
             found.append(None)
             continue

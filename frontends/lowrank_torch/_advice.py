@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,7 +55,7 @@ def warn_of_lost_updates(groups: Sequence[Mapping[str, Any]]) -> None:
     for group in groups:
         if group["stochastic_rounding"] or isinstance(group["lr"], Tensor):
             continue
-        for kind in _kinds(group["params"]):
+        for kind in dict.fromkeys(parameter.dtype for parameter in group["params"]):
             if 0 < group["lr"] < _LEAST_RATES.get(kind, 0):
                 warnings.warn(
                     f"weights are {kind} and the rate is {group['lr']:g}: most updates are smaller than what such a "
@@ -64,10 +64,6 @@ def warn_of_lost_updates(groups: Sequence[Mapping[str, Any]]) -> None:
                     stacklevel=4,
                 )
                 return
-
-
-def _kinds(parameters: Sequence[Tensor]) -> Iterator[torch.dtype]:
-    return iter({parameter.dtype: None for parameter in parameters})
 
 
 def of_checkpoint(state_dict: Any, algorithm: str) -> str:

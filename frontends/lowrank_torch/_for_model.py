@@ -10,10 +10,8 @@ from torch import nn
 
 from lowrank_torch._advice import check_model_given
 from lowrank_torch._groups import matrix_groups
+from lowrank_torch._report import Summary
 from lowrank_torch._roles import MIN_SIZE, ROLES
-
-#: Bytes of AdamW's two float32 moments for each number.
-_ADAMW_BYTES = 8
 
 Made = TypeVar("Made")
 
@@ -63,12 +61,12 @@ def for_model(
     return cls(groups, **settings)
 
 
-def describe(optimizer: Any) -> str:
+def describe(optimizer: Any, rows: Summary) -> str:
     """Return one line: the parameters and numbers of each role, and the state in MB beside AdamW's.
 
-    Of parameters in groups that `matrix_groups` has not named by role, in the place of that what steps them.
+    Of parameters in groups that `matrix_groups` has not named by role, in the place of that what steps them. ``rows``
+    is the optimizer's summary.
     """
-    rows = optimizer.summary()
     named = [
         str(group.get("name", "")).split(",")[0]
         for group in optimizer.param_groups
@@ -79,12 +77,10 @@ def describe(optimizer: Any) -> str:
         kind = name if name in ROLES else row.algorithm
         number, size = counts.get(kind, (0, 0))
         counts[kind] = number + 1, size + math.prod(row.shape)
-    state = sum(row.state_bytes for row in rows)
-    adamw = sum(_ADAMW_BYTES * math.prod(row.shape) for row in rows)
     parts = [f"{kind} {number} ({size:,} numbers)" for kind, (number, size) in counts.items()]
     return (
-        f"{type(optimizer).__name__}: {', '.join(parts)}; state {state / 1e6:.1f} MB, "
-        f"AdamW's {adamw / 1e6:.1f} MB"
+        f"{type(optimizer).__name__}: {', '.join(parts)}; state {rows.state_bytes / 1e6:.1f} MB, "
+        f"AdamW's {rows.adamw_bytes / 1e6:.1f} MB"
     )
 
 

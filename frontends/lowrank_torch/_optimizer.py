@@ -98,10 +98,12 @@ class LowRankOptimizer(Optimizer):
             raise
         warn_of_unnamed(self.param_groups)
         warn_of_lost_updates(self.param_groups)
+        logs = _logger.isEnabledFor(logging.INFO)
+        rows = self.summary() if logs or not self._whole_ranks else Summary()
         if not self._whole_ranks:
-            warn_of_nothing_saved(self.summary(), self.param_groups)
-        if _logger.isEnabledFor(logging.INFO):
-            _logger.info("%s", describe(self))
+            warn_of_nothing_saved(rows, self.param_groups)
+        if logs:
+            _logger.info("%s", describe(self, rows))
 
     @classmethod
     def for_model(cls, model: nn.Module, **settings: Any) -> Self:

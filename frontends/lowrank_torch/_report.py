@@ -35,6 +35,16 @@ class ParameterSummary(NamedTuple):
 class Summary(list[ParameterSummary]):
     """A `ParameterSummary` for every parameter, in the order of the groups; as text, a table with totals."""
 
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the state of all parameters."""
+        return sum(row.state_bytes for row in self)
+
+    @property
+    def adamw_bytes(self) -> int:
+        """Bytes of AdamW's state of the same parameters, in float32."""
+        return sum(map(_adamw_bytes, self))
+
     def __str__(self) -> str:
         """Return the table, the bytes of state beside those of AdamW."""
         head = ("name", "shape", "algorithm", "rank", "axis", "state", "AdamW's", "")
@@ -45,9 +55,9 @@ class Summary(list[ParameterSummary]):
             for row in rows
         ]
         numbers = sum(math.prod(row.shape) for row in self)
+        state, adamw = self.state_bytes, self.adamw_bytes
         matrices = [row for row in self if row.algorithm != "adamw"]
         low_rank = sum(math.prod(row.shape) for row in matrices)
-        state, adamw = sum(row.state_bytes for row in self), sum(map(_adamw_bytes, self))
         share = f", {100 * state / adamw:.0f} % of" if adamw else ","
         count = f"{len(matrices)} of {len(self)}"
         lines += [

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from lowrank_core._checks import check_choice, check_integer
+from lowrank_core.layout import resolve_rank
 from lowrank_core.roles import is_table_name
 from lowrank_torch._dct_adamw import DCTAdamW
 from lowrank_torch._report import Summary
@@ -172,7 +173,7 @@ class Shapes:
         self.model, self.rank, self.item = model, rank, item
         #: Hidden matrices, as (rows, columns), those of a stack one by one.
         self.matrices: list[tuple[int, int]] = []
-        self.own_state = sum(row.state_bytes for row in summary)
+        self.own_state = summary.state_bytes
         #: Numbers of everything else, which every low-rank optimizer leaves to AdamW.
         self.others: list[int] = []
         for row in summary:
@@ -190,10 +191,7 @@ class Shapes:
 
     def low_rank(self, matrix: tuple[int, int]) -> int:
         """Return the rank of a matrix as a number of columns."""
-        least = min(matrix)
-        return min(
-            least, self.rank if isinstance(self.rank, int) else max(1, round(self.rank * least))
-        )
+        return min(*matrix, resolve_rank(self.rank, min(matrix)))
 
 
 def _adamw(shapes: Shapes) -> float:
@@ -219,17 +217,13 @@ def _lora(shapes: Shapes) -> float:
 
 
 def _preset(preset: str) -> Callable[[Shapes], float]:
-    return lambda shapes: _held(
-        DCTAdamW.for_model(shapes.model, rank=shapes.rank, preset=preset).summary()
+    return lambda shapes: (
+        DCTAdamW.for_model(shapes.model, rank=shapes.rank, preset=preset).summary().state_bytes
     )
 
 
 def _trion(**options: Any) -> Callable[[Shapes], float]:
-    return lambda shapes: _held(Trion.for_model(shapes.model, rank=0.5, **options).summary())
-
-
-def _held(summary: Summary) -> float:
-    return float(sum(row.state_bytes for row in summary))
+    return lambda shapes: Trion.for_model(shapes.model, rank=0.5, **options).summary().state_bytes
 
 
 #: What there is to compare: for each name its title and the bytes of its state.

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-RESULTS = sorted((ROOT / "docs" / "results").glob("*.json"))
+RESULTS = sorted((ROOT / "docs" / "results" / "campaigns").glob("*.json"))
 PAGE = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
 
 
