@@ -133,8 +133,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Note on every test which libraries it exercises, so that the summary can count them."""
+    """Leave most parameters of a test on JAX to the slow tests, and note on every test which libraries it exercises.
+
+    JAX compiles every operation anew for every shape, which takes longer than all else. What is the same on every
+    library is tried in full on the others; on JAX, by default, with the first and the last parameters of each test.
+    """
+    on_jax: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        if callspec is not None and callspec.params.get("xp") == "jax":
+            on_jax.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for alike in on_jax.values():
+        for item in alike[1:-1]:
+            item.add_marker(pytest.mark.slow)
     singles = {"torch": "torch", "jnp": "jax", "cupy": "cupy"}
     for item in items:
         names = getattr(item, "fixturenames", ())

@@ -74,9 +74,11 @@ def adamw_step(
             done = Done()
             target = _Target(values.float(), gradient.float(), state)
             to_the_end(partial(_step_narrow, values, target, group, dither, done, ops), done)
-    fused = [target for target in wide if _is_fused(target, group)]
-    if len(fused) < len(wide):
-        _run([target for target in wide if not _is_fused(target, group)], group)
+    fused, others = [], []
+    for target in wide:
+        (fused if _is_fused(target, group) else others).append(target)
+    if others:
+        _run(others, group)
     if fused:
         at_once(_fused(fused, group))
 

@@ -21,7 +21,6 @@ from lowrank_core._checks import check_integer, check_kind, check_matrix
 from lowrank_core._typing import Array, Device, DType, Namespace, Scalar
 from lowrank_core.layout import on_axis
 from lowrank_core.numerics.random import make_key
-from lowrank_core.numerics.rounding import store
 from lowrank_core.ops.axes import apply_matrix
 from lowrank_core.ops.precision import compute_dtype, compute_dtype_name, to_compute
 from lowrank_core.ops.registry import ops_for, ops_for_namespace
@@ -301,10 +300,7 @@ def adam_step(
     vectors = state.vectors
     if vectors is not None:
         vectors = ops.astype(columns.vectors, vectors.dtype)
-    if config.moment_bits is None:
-        kept = state._replace(first_moment=store(first, state.first_moment.dtype, t, 1, ops))
-    else:
-        kept = store_buffer(state, "first_moment", first, config.moment_bits, t, ops)
+    kept = store_buffer(state, "first_moment", first, config.moment_bits, t, ops)
     return update, kept._replace(
         step=t,
         second_moment=second,

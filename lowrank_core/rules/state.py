@@ -19,6 +19,9 @@ State = TypeVar("State", bound=Any)
 
 STATE_DTYPES = ("float64", "float32", "bfloat16", "float16")
 
+#: Which of a step's random numbers round each array, so that no two of one state are rounded alike.
+_SALTS = {"first_moment": 1, "second_moment": 2, "feedback": 3, "momentum": 3}
+
 
 class ArraySpec(NamedTuple):
     """Shape of an array, the name of its dtype and what its numbers can be."""
@@ -131,7 +134,7 @@ def store_squares(x: Array, dtype: DType, step: int | Array, ops: Ops) -> Array:
         # Below its least number float16 would have zero, and Adam divide by it.
         root = ops.xp.sqrt(x)
         x = ops.xp.maximum(root, ops.xp.full_like(root, 2.0**-24))
-    return store(x, dtype, step, 2, ops)
+    return store(x, dtype, step, _SALTS["second_moment"], ops)
 
 
 def _holds_roots(dtype: DType, ops: Ops) -> bool:
@@ -154,7 +157,8 @@ def store_buffer(
 ) -> State:
     """Return the state with ``x`` kept as its buffer ``name``."""
     if bits is None:
-        return state._replace(**{name: store(x, getattr(state, name).dtype, step, 3, ops)})
+        salt = _SALTS[name]
+        return state._replace(**{name: store(x, getattr(state, name).dtype, step, salt, ops)})
     quantized = quantize(x, bits)
     scale_dtype = getattr(state, f"{name}_scale").dtype
     return state._replace(

@@ -52,7 +52,7 @@ def bounds(count: int, seed: int) -> Iterator[Any]:
         size = shape[axis]
         generator = np.random.default_rng(draw.randrange(2**32))
         x = generator.standard_normal(shape).astype(np.float32) * np.float32(
-            10.0 ** draw.randint(-25, 25)
+            10.0 ** draw.randint(-30, 30)
         )
         rank = draw.randint(1, min(shape))
         indices = np.sort(generator.choice(size, min(rank, size), replace=False)).astype(np.int32)

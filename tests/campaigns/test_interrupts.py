@@ -9,21 +9,26 @@ from __future__ import annotations
 import copy
 import random
 import signal
+import statistics
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from campaign import main, run
-from lowrank_torch import DCTAdamW, Trion
+from lowrank_torch import DCTAdamW, Trion, _apply, _parts, _step
 
 pytestmark = pytest.mark.slow
 
 OURS = ("lowrank_core", "lowrank_torch", "lowrank_backends")
 FEW, MANY = 60, 500
 TIMES, MANY_TIMES = 40, 300
+#: In each of which steps are timed with care and without.
+TURNS = 60
 
 #: Everything that is written in a way of its own: stacks, several matrices in one parameter, parts of a large matrix,
 #: copies of strange layouts, narrow parameters, state in codes, AdamW.
@@ -227,11 +232,59 @@ def interrupts(count: int, seed: int, *, timer: bool) -> Iterator[Any]:
 
 
 def _seconds(optimizer: Any) -> float:
-    import time
-
     begun = time.perf_counter()
     optimizer.step()
     return time.perf_counter() - begun
+
+
+@contextmanager
+def careless() -> Iterator[None]:
+    """Writes with handlers of signals in between, in a step that is not done again."""
+
+    def at_once(calls: Sequence[Callable[[], object]]) -> None:
+        for one in calls:
+            one()
+
+    def to_the_end(work: Callable[[], object], _: Any) -> None:
+        work()
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (_apply, _parts, _step):
+            for instead in (at_once, to_the_end):
+                if hasattr(module, instead.__name__):
+                    patch.setattr(module, instead.__name__, instead)
+        yield
+
+
+def cost(count: int, seed: int) -> Iterator[Any]:
+    """Time steps that may be interrupted against careless ones, in turns; a failure is more than one part in 100."""
+    torch.set_num_threads(1)
+    found = {}
+    for name, shapes, steps in (
+        ("64 x 256", [(64, 256)], 200),
+        ("16 times 64 x 256", [(64, 256)] * 16, 60),
+        ("1024 x 1024", [(1024, 1024)], 4),
+    ):
+        random_numbers = generator(seed)
+        weights = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
+        for weight in weights:
+            weight.grad = torch.randn(weight.shape, generator=random_numbers)
+        optimizer = DCTAdamW(weights, rank=0.25)
+        optimizer.step()
+        ratios = []
+        for turn in range(count):
+            seconds = {}
+            for careful in (turn % 2, 1 - turn % 2):
+                with nullcontext() if careful else careless():
+                    begun = time.thread_time()
+                    for _ in range(steps):
+                        optimizer.step()
+                    seconds[careful] = time.thread_time() - begun
+            ratios.append(seconds[1] / seconds[0])
+        ratio = statistics.median(ratios)
+        found[name] = round(ratio, 4)
+        yield f"{name}: {ratio:.3f} times" if ratio > 1.01 else None
+    yield {"times a careless step": found}
 
 
 at_lines, by_timer = partial(interrupts, timer=False), partial(interrupts, timer=True)
@@ -250,4 +303,4 @@ def test_steps_interrupted_by_a_timer():
 
 
 if __name__ == "__main__":
-    main(lines=(at_lines, MANY), timer=(by_timer, MANY_TIMES))
+    main(lines=(at_lines, MANY), timer=(by_timer, MANY_TIMES), cost=(cost, TURNS))
