@@ -6,10 +6,10 @@ import logging
 import os
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, Self, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -27,7 +27,7 @@ from lowrank_torch._advice import (
     warn_of_nothing_saved,
 )
 from lowrank_torch._collectives import CollectiveScheduler, Traffic
-from lowrank_torch._for_model import describe, for_model
+from lowrank_torch._for_model import brief, describe
 from lowrank_torch._group_keys import check_group_keys, warn_of_unnamed
 from lowrank_torch._index import ParameterIndex
 from lowrank_torch._input import check_gradient, check_not_flat, is_zero_lr
@@ -105,24 +105,9 @@ class LowRankOptimizer(Optimizer):
         if logs:
             _logger.info("%s", describe(self, rows))
 
-    @classmethod
-    def for_model(cls, model: nn.Module, **settings: Any) -> Self:
-        """Return an optimizer for ``model``, its parameters grouped by role.
-
-        Parameters
-        ----------
-        model
-            The model.
-        **settings
-            Arguments of `matrix_groups` (``overrides``, ``options``, ``matrix``, ``other``, ``min_size``) and of the
-            optimizer (``lr``, ``rank``, ...).
-
-        Raises
-        ------
-        NotImplementedError, TypeError, ValueError
-            As `matrix_groups` and the optimizer's constructor.
-        """
-        return for_model(cls, model, **settings)
+    def __repr__(self) -> str:
+        """Return one line: what steps how many parameters in each group, at which rate and rank."""
+        return f"{type(self).__name__}({', '.join(map(brief, self.param_groups))})"
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy is made of."""

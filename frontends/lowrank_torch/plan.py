@@ -15,15 +15,17 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, Unpack
 
 import torch
 from torch import nn
 
 from lowrank_core._checks import check_choice, check_integer
 from lowrank_core.layout import resolve_rank
+from lowrank_core.option_types import PresetName
 from lowrank_core.roles import is_table_name
 from lowrank_torch._dct_adamw import DCTAdamW
+from lowrank_torch._option_types import TrionOptions
 from lowrank_torch._report import Summary
 from lowrank_torch._trion import Trion
 
@@ -216,13 +218,13 @@ def _lora(shapes: Shapes) -> float:
     return 8 * sum(LORA_RANK * (m + n) for m, n in shapes.matrices)
 
 
-def _preset(preset: str) -> Callable[[Shapes], float]:
+def _preset(preset: PresetName) -> Callable[[Shapes], float]:
     return lambda shapes: (
         DCTAdamW.for_model(shapes.model, rank=shapes.rank, preset=preset).summary().state_bytes
     )
 
 
-def _trion(**options: Any) -> Callable[[Shapes], float]:
+def _trion(**options: Unpack[TrionOptions]) -> Callable[[Shapes], float]:
     return lambda shapes: Trion.for_model(shapes.model, rank=0.5, **options).summary().state_bytes
 
 
