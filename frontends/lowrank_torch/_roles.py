@@ -119,8 +119,8 @@ def parameter_roles(
     check_kind("model", model, nn.Module, "a module")
     check_kind("overrides", overrides or {}, Mapping, "a mapping of roles by name")
     overrides = dict(overrides or {})
-    for pattern, role in overrides.items():
-        check_choice(f"overrides[{pattern!r}]", role, ROLES)
+    for pattern, given in overrides.items():
+        check_choice(f"overrides[{pattern!r}]", given, ROLES)
     check_integer("min_size", min_size, low=1)
     found = survey(model)
     rules = _Rules(found)
@@ -137,7 +137,7 @@ def parameter_roles(
         role, reason = rules.role(parameter, name, marked)
         matched = first_match(overrides, name)
         if matched is not None:
-            role, reason = str(overrides[matched]), f"override {matched!r}"
+            role, reason = overrides[matched], f"override {matched!r}"
         layout, algorithm = Layout(), ""
         if role == "matrix" and parameter.ndim >= 2:
             layout = layout_of(parameter, found.owners.get(parameter, []))
