@@ -7,12 +7,13 @@ from typing import Any
 
 from lowrank_core.rules.diagnostics import MatrixDiagnostics
 
-# Matrices up to which each is named beside its line.
-_NAMED = 8
+# Matrices up to which each is a line; of more, each is a row of a map, and so many rows are named.
+_NAMED, _LABELS = 8, 40
+_SHARE = "share of the gradient's energy held"
 
 
 def draw_energy(axes: Any, rows: Iterable[MatrixDiagnostics]) -> None:
-    """Draw over the steps which share of each matrix's gradient its columns hold.
+    """Draw over the steps which share of each matrix's gradient its columns hold: lines, or of many matrices a map.
 
     Parameters
     ----------
@@ -27,20 +28,37 @@ def draw_energy(axes: Any, rows: Iterable[MatrixDiagnostics]) -> None:
         If there are none.
     """
     lines = _by_name(rows)
-    for place, (name, own) in enumerate(lines.items()):
-        shade = place / max(1, len(lines) - 1)
-        axes.plot(
-            [row.step for row in own],
-            [row.captured for row in own],
-            color=(0.0 + 0.84 * shade, 0.45 - 0.08 * shade, 0.70 * (1 - shade)),
-            linewidth=1.4,
-            marker="o" if len(own) == 1 else "",
-            label=name if len(lines) <= _NAMED or place in (0, len(lines) - 1) else None,
-        )
+    if len(lines) > _NAMED:
+        _draw_map(axes, lines)
+        return
+    for name, own in lines.items():
+        steps, shares = [row.step for row in own], [row.captured for row in own]
+        axes.plot(steps, shares, linewidth=1.4, marker="o" if len(own) == 1 else "", label=name)
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("step")
-    axes.set_ylabel("share of the gradient's energy held")
+    axes.set_ylabel(_SHARE)
     axes.legend(frameon=False, fontsize="small")
+
+
+def _draw_map(axes: Any, lines: dict[str, list[MatrixDiagnostics]]) -> None:
+    """Draw a row for each matrix: of many, lines could not be told apart."""
+    steps = sorted({row.step for own in lines.values() for row in own})
+    shares = [
+        [{row.step: row.captured for row in own}.get(step, float("nan")) for step in steps]
+        for own in lines.values()
+    ]
+    image = axes.imshow(shares, aspect="auto", cmap="viridis", interpolation="nearest")
+    axes.figure.colorbar(image, ax=axes, label=_SHARE)
+    every = -(-len(lines) // _LABELS)
+    axes.set_yticks(range(0, len(lines), every), list(lines)[::every], fontsize="x-small")
+    _mark_steps(axes, steps)
+
+
+def _mark_steps(axes: Any, steps: list[int]) -> None:
+    """Write the steps of a map below it, no more than there is room for."""
+    shown = range(0, len(steps), -(-len(steps) // 6))
+    axes.set_xticks(list(shown), [str(steps[place]) for place in shown])
+    axes.set_xlabel("step")
 
 
 def draw_columns(axes: Any, rows: Iterable[MatrixDiagnostics], name: str) -> None:
@@ -80,9 +98,7 @@ def draw_columns(axes: Any, rows: Iterable[MatrixDiagnostics], name: str) -> Non
         vmax=1.4,
         interpolation="nearest",
     )
-    shown = range(0, len(own), max(1, -(-len(own) // 6)))
-    axes.set_xticks(list(shown), [str(own[place].step) for place in shown])
-    axes.set_xlabel("step")
+    _mark_steps(axes, [row.step for row in own])
     axes.set_ylabel(f"basis column of {name}")
 
 

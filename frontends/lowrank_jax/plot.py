@@ -25,7 +25,7 @@ def energy(rows: Iterable[MatrixDiagnostics]) -> Figure:
     ValueError
         If there are none.
     """
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
     draw_energy(figure.subplots(), rows)
     return figure
 

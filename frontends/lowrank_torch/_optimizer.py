@@ -212,7 +212,7 @@ class LowRankOptimizer(Optimizer):
                 rows.append(summarize(parameter, plan, config, self.rule.name, name))
         return rows
 
-    def record_diagnostics(self, every: int = 50) -> None:
+    def record_diagnostics(self, every: int = 100) -> None:
         """Measure from now on what one step in ``every`` does to each matrix, for `diagnostics`; 0 measures none.
 
         A matrix is measured at its next step that chooses columns, and again at the first such step at least ``every``
@@ -221,7 +221,7 @@ class LowRankOptimizer(Optimizer):
         Parameters
         ----------
         every
-            Steps between two measurements. One costs about as much as a step itself.
+            Steps between two measurements. One costs as much as one to three steps.
 
         Raises
         ------
@@ -241,7 +241,7 @@ class LowRankOptimizer(Optimizer):
         >>> import torch, lowrank_torch
         >>> layer = torch.nn.Linear(64, 64)
         >>> optimizer = lowrank_torch.DCTAdamW(layer.named_parameters(), rank=16)
-        >>> optimizer.record_diagnostics(every=50)
+        >>> optimizer.record_diagnostics()
         >>> layer(torch.ones(2, 64)).sum().backward()
         >>> optimizer.step()
         >>> [(row.name, row.step, round(row.captured, 2)) for row in optimizer.diagnostics()]

@@ -212,6 +212,11 @@ def test_pictures_show_the_rows(frontend):
     (axes,) = plot.energy([*HISTORY, HISTORY[0]]).axes
     drawn = {line.get_label(): [*map(list, line.get_data())] for line in axes.lines}
     assert drawn == {"a": [[1, 3], [0.5, 0.75]], "b": [[1], [0.25]]}
+    many = [row(f"m{k}", 1 + 2 * (k % 2), k / 10, (0,)) for k in range(9)]
+    image = plot.energy(many).axes[0].images[0]
+    shown = np.asarray(image.get_array().filled(np.nan))
+    assert np.array_equal(np.nanmax(shown, axis=1), [k / 10 for k in range(9)])
+    assert np.array_equal(np.isnan(shown), [[k % 2 == 1, k % 2 == 0] for k in range(9)])
     (axes,) = plot.columns(HISTORY, "a").axes
     (image,) = axes.images
     assert np.array_equal(image.get_array(), [[1, 0], [0, 0], [1, 1], [0, 1]])
