@@ -7,8 +7,8 @@
 
 # %%
 import lowrank_torch
-from lowrank_torch import plot
 import torch
+from lowrank_torch import plot
 from torch import nn
 
 torch.manual_seed(0)
