@@ -1,11 +1,13 @@
 """What newcomers copy first: the example in one file, the one under Lightning, the notebook."""
 
 import importlib
+import json
 import re
 import sys
 from pathlib import Path
 
 import pytest
+from example_helpers import refused
 from model_libraries import import_torchvision
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -49,6 +51,33 @@ def test_lightning_trains_and_logs_what_steps_do(load, monkeypatch, capsys):
     printed = dict(line.split() for line in capsys.readouterr().out.splitlines() if "/" in line)
     assert {"captured/network.0.weight", "captured/network.2.weight"} == set(printed)
     assert all(0 < float(share) <= 1 for share in printed.values())
+
+
+def test_steps_of_the_training_job_are_recorded(load, tmp_path, capsys):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 400)
+    given = {
+        "steps": 3,
+        "d-model": 32,
+        "layers": 2,
+        "heads": 2,
+        "batch": 2,
+        "seq-len": 16,
+        "every": 2,
+    }
+    words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    words += ["--text", str(tmp_path / "text"), "--json", str(tmp_path / "rows.json")]
+    example = load("watch_steps")
+    assert example.main(words) == 0
+    rows = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
+    assert sorted({row["step"] for row in rows}) == [1, 3]
+    assert {row["name"] for row in rows if "columns" in row} == {example.MATRIX}
+    assert all(0 < row["captured"] <= 1 for row in rows)
+    drawn = {path.name for path in tmp_path.glob("*.png")}
+    assert drawn == {"watch_steps_energy.png", "watch_steps_columns.png"}
+    assert "argument --matrix: must be one of" in refused(
+        example, [*words, "--matrix", "none"], capsys
+    )
 
 
 NOTEBOOK = EXAMPLES / "first_look.ipynb"
