@@ -6,11 +6,13 @@ writes them into FOLDER, by default `docs/_static`. Nothing is random from run t
 compares what this script draws with what is committed, so the pictures cannot go stale.
 """
 
+import json
 import sys
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+from lowrank_torch import plot
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -395,12 +397,32 @@ def state() -> Figure:
     return figure
 
 
+def recorded() -> list[lowrank_core.MatrixDiagnostics]:
+    """The rows that `docs/examples/watch_steps.py` wrote."""
+    text = (FOLDER.parent / "results" / "diagnostics.json").read_text(encoding="utf-8")
+    rows = [{"columns": ()} | row for row in json.loads(text)]
+    return [lowrank_core.MatrixDiagnostics(**row) for row in rows]
+
+
+def energy() -> Figure:
+    """What the columns hold of each matrix's gradient on the training job."""
+    return plot.energy(recorded())
+
+
+def columns() -> Figure:
+    """The columns that one matrix of the training job chose."""
+    rows = recorded()
+    return plot.columns(rows, next(row.name for row in rows if row.columns))
+
+
 PICTURES = {
     "basis": basis,
     "choosing": choosing,
     "carrying": carrying,
     "newcomers": newcomers,
     "state": state,
+    "energy": energy,
+    "columns": columns,
 }
 
 

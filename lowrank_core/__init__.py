@@ -16,6 +16,7 @@ from lowrank_core.ops.standard import StandardOps
 from lowrank_core.rules.dct_adamw import dct_adamw_init, dct_adamw_step
 from lowrank_core.rules.dct_adamw_config import DCTAdamWConfig, DCTAdamWState
 from lowrank_core.rules.dct_adamw_projected import dct_adamw_project, dct_adamw_step_projected
+from lowrank_core.rules.diagnostics import MatrixDiagnostics
 from lowrank_core.rules.presets import PRESETS
 from lowrank_core.rules.state import state_bytes
 from lowrank_core.rules.trion import trion_init, trion_step
@@ -41,6 +42,7 @@ __all__ = [
     "DCTAdamWState",
     "DenseRest",
     "LowRankUpdate",
+    "MatrixDiagnostics",
     "Quantized",
     "SignRest",
     "StandardOps",

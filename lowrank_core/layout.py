@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from numbers import Integral, Real
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, get_args
 
 from lowrank_core._checks import check_choice
 from lowrank_core._typing import Scalar
+from lowrank_core.option_types import Side
 
-SIDES = ("auto", "left", "right")
+SIDES = get_args(Side)
 #: What the options call a transformed axis.
 SIDE_OF = {-1: "right", -2: "left"}
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, Self
 
-from _report import LiveReport, Run, aside, draw, table, tell_apart, write_json
+from _report import LiveReport, Run, draw, table, tell_apart, whole_file, write_json
 from _settings import Settings, make_parser, settings_from
 from _text import Corpus, TextError, load
 from _weights import WeightsError, fingerprint
@@ -208,8 +208,8 @@ class Job:
         if not self.framework.processes.leads:
             return
         try:
-            self.framework.write(content, aside(path))
-            aside(path).replace(path)
+            with whole_file(path) as part:
+                self.framework.write(content, part)
         except OSError as error:
             sys.exit(f"could not write the checkpoint {path}: {error}")
 
@@ -268,6 +268,19 @@ def tell_how_to_go_on(job: Job, tell: Callable[[str], None]) -> None:
         tell("Nothing was saved: a run with --checkpoint PATH can go on where it stopped.")
 
 
+def report(job: Job, tell: Callable[[str], None]) -> None:
+    """Write the figures and the picture of a run that is done; the figures first, which the picture is made of."""
+    settings, about = job.settings, caption(job)
+    tell(about)
+    try:
+        if settings.json:
+            write_json(settings.json, job.runs, job.decisive | {"text": job.corpus.source})
+        draw(settings.output, job.runs, about)
+    except OSError as error:
+        sys.exit(f"could not write {error.filename or settings.output}: {error.strerror or error}")
+    tell(f"Loss curves: {settings.output}")
+
+
 def _run(framework: Framework, arguments: list[str] | None) -> int:
     recipes = framework.recipes
     description = "Train a small language model and compare optimizers."
@@ -298,18 +311,14 @@ def _run(framework: Framework, arguments: list[str] | None) -> int:
     )
     with Interruption() as interruption, live:
         done = job.work(live, interruption)
+    finished = [run for run in job.runs if run.step == settings.steps]
+    if finished:
+        console.print(table(finished))
     if not done:
         tell_how_to_go_on(job, tell)
         return INTERRUPTED
-    about = caption(job)
-    if not processes.leads:
-        return 0
-    console.print(table(job.runs))
-    tell(about)
-    draw(settings.output, job.runs, about)
-    tell(f"Loss curves: {settings.output}")
-    if settings.json:
-        write_json(settings.json, job.runs, job.decisive | {"text": corpus.source})
+    if processes.leads:
+        report(job, tell)
     return 0
 
 

@@ -6,7 +6,8 @@ Knows nothing of the framework that trains, so that every framework's example re
 import json
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -161,8 +162,8 @@ def draw(path: Path, runs: Sequence[Run], caption: str) -> None:
     _draw_losses(losses, runs)
     _draw_states(states, runs)
     figure.text(0.012, 0.02, caption, fontsize=8.5, color="#666666")
-    figure.savefig(aside(path), format=path.suffix.removeprefix("."))
-    aside(path).replace(path)
+    with whole_file(path) as part:
+        figure.savefig(part, format=path.suffix.removeprefix("."))
 
 
 def _draw_losses(axes: Axes, runs: Sequence[Run]) -> None:
@@ -281,10 +282,17 @@ def write_json(path: Path, runs: Sequence[Run], settings: dict[str, Any]) -> Non
             for run in runs
         ],
     }
-    aside(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    aside(path).replace(path)
+    with whole_file(path) as part:
+        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def aside(path: Path) -> Path:
-    """Where a file is written before it takes its name, so that nobody reads half of it."""
-    return path.with_name(f"{path.name}.part")
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Where to write a file that takes its name at the end: nobody reads half of it, and a full disk keeps none."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        yield part
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

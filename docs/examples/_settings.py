@@ -4,6 +4,7 @@ import argparse
 import ast
 import math
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +117,14 @@ def _writable(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"must lie in an existing folder, got {text!r}")
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"must name a file, got the folder {text!r}")
+    try:
+        # Training that cannot write down what came of it had better not begin.
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise argparse.ArgumentTypeError(
+            f"must lie in a folder that can be written to, got {text!r} ({error.strerror})"
+        ) from None
     return path
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from _report import aside
+from _report import whole_file
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
@@ -44,8 +44,8 @@ def first_weights(path: Path | None, own: Weights) -> Weights:
         return own
     if not path.exists():
         try:
-            save_file(dict(own), aside(path))
-            aside(path).replace(path)
+            with whole_file(path) as part:
+                save_file(dict(own), part)
         except (OSError, SafetensorError) as error:
             raise WeightsError(f"must be writable, got {path} ({error})") from None
         return own

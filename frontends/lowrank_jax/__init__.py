@@ -8,6 +8,7 @@ if find_spec("jax") is None or find_spec("optax") is None:
 from lowrank_core import __version__
 from lowrank_jax._axes import MatrixAxes, axes_by_name, matrix_mask
 from lowrank_jax._dct_adamw import dct_adamw, scale_by_dct_adam
+from lowrank_jax._diagnostics import Step, diagnostics
 from lowrank_jax._options import static_options
 from lowrank_jax._portable import load_state, save_state
 from lowrank_jax._scale import ScaleByLowRankState
@@ -18,10 +19,12 @@ __all__ = [
     "LeafSummary",
     "MatrixAxes",
     "ScaleByLowRankState",
+    "Step",
     "Summary",
     "__version__",
     "axes_by_name",
     "dct_adamw",
+    "diagnostics",
     "load_state",
     "matrix_mask",
     "save_state",

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 import optax
 
 from lowrank_core import DCTAdamWConfig
 from lowrank_core._typing import Scalar
+from lowrank_core.option_types import Nonfinite, PresetName
 from lowrank_core.rules.known import DCT_ADAMW
 from lowrank_core.rules.options import shows_options
 from lowrank_core.rules.presets import with_preset
 from lowrank_jax._axes import AxesRule, axes_by_name
 from lowrank_jax._nonfinite import watched
+from lowrank_jax._option_types import DCTAdamWOptions
 from lowrank_jax._options import RENAMED, check_adam, check_rates, config_of
 from lowrank_jax._precision import in_wide_precision
 from lowrank_jax._scale import Options, scale_by_rule
@@ -25,10 +27,10 @@ def scale_by_dct_adam(
     b2: Scalar = 0.999,
     eps: Scalar = 1e-8,
     *,
-    rank: int | float,
-    preset: str | None = None,
+    rank: int | float = 0.25,
+    preset: PresetName | None = None,
     matrix_axes: AxesRule = axes_by_name,
-    **options: Any,
+    **options: Unpack[DCTAdamWOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """Rescale updates by Adam's moments, kept for matrices on the few basis columns each gradient aligns with.
 
@@ -81,11 +83,11 @@ def dct_adamw(
     weight_decay: Scalar = 0.01,
     mask: Any = None,
     *,
-    rank: int | float,
-    preset: str | None = None,
+    rank: int | float = 0.25,
+    preset: PresetName | None = None,
     matrix_axes: AxesRule = axes_by_name,
-    nonfinite: str = "propagate",
-    **options: Any,
+    nonfinite: Nonfinite = "propagate",
+    **options: Unpack[DCTAdamWOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW whose moments live on the few basis columns each gradient aligns with.
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 import optax
 
 from lowrank_core import TrionConfig
 from lowrank_core._typing import Scalar
+from lowrank_core.option_types import Nonfinite
 from lowrank_core.rules.known import TRION
 from lowrank_core.rules.options import shows_options
 from lowrank_jax._axes import AxesRule, axes_by_name
 from lowrank_jax._nonfinite import watched
+from lowrank_jax._option_types import TrionOptions
 from lowrank_jax._options import RENAMED, check_adam, check_rates, config_of
 from lowrank_jax._precision import in_wide_precision
 from lowrank_jax._scale import Options, scale_by_rule
@@ -22,12 +24,12 @@ from lowrank_jax._scale import Options, scale_by_rule
 def scale_by_trion(
     momentum: Scalar = 0.85,
     *,
-    rank: int | float,
+    rank: int | float = 0.25,
     b1: Scalar = 0.9,
     b2: Scalar = 0.95,
     eps: Scalar = 1e-8,
     matrix_axes: AxesRule = axes_by_name,
-    **options: Any,
+    **options: Unpack[TrionOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """Replace updates of matrices by their momentum, orthonormalised on the basis columns it aligns with best.
 
@@ -75,13 +77,13 @@ def trion(
     weight_decay: Scalar = 0.01,
     mask: Any = None,
     *,
-    rank: int | float,
+    rank: int | float = 0.25,
     b1: Scalar = 0.9,
     b2: Scalar = 0.95,
     eps: Scalar = 1e-8,
     matrix_axes: AxesRule = axes_by_name,
-    nonfinite: str = "propagate",
-    **options: Any,
+    nonfinite: Nonfinite = "propagate",
+    **options: Unpack[TrionOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """Muon with a low-rank update: momentum orthonormalised on the basis columns it aligns with best.
 

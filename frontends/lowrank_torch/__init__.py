@@ -15,7 +15,7 @@ from lowrank_torch._backward import (
 from lowrank_torch._collectives import Traffic
 from lowrank_torch._compression import compressed_gradients
 from lowrank_torch._dct_adamw import DCTAdamW
-from lowrank_torch._for_model import for_trainer
+from lowrank_torch._for_trainer import for_trainer
 from lowrank_torch._groups import matrix_groups
 from lowrank_torch._optimizer import LowRankOptimizer
 from lowrank_torch._report import ParameterSummary, Summary

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, Self, Unpack
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
 
 from lowrank_core import DCTAdamWConfig
+from lowrank_core.option_types import PresetName
 from lowrank_core.rules.known import DCT_ADAMW
 from lowrank_core.rules.options import shows_options
 from lowrank_core.rules.presets import with_preset
+from lowrank_torch._for_model import for_model, shows_arguments_of
+from lowrank_torch._groups import matrix_groups
 from lowrank_torch._matrices import ShapeOptions
 from lowrank_torch._optimizer import LowRankOptimizer
+from lowrank_torch._option_types import DCTAdamWOptions, DCTAdamWSettings
 from lowrank_torch._options import StepOptions
 
 
@@ -78,17 +83,17 @@ class DCTAdamW(LowRankOptimizer):
     @shows_options(DCTAdamWConfig, StepOptions, ShapeOptions)
     def __init__(
         self,
-        params: Any,
+        params: ParamsT,
         lr: float | Tensor = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.01,
         *,
-        rank: int | float,
-        preset: str | None = None,
-        algorithm: str = "dct_adamw",
+        rank: int | float = 0.25,
+        preset: PresetName | None = None,
+        algorithm: Literal["dct_adamw", "adamw"] = "dct_adamw",
         process_group: Any = None,
-        **options: Any,
+        **options: Unpack[DCTAdamWOptions],
     ) -> None:
         own = {"lr": lr, "weight_decay": weight_decay}
         super().__init__(
@@ -103,3 +108,23 @@ class DCTAdamW(LowRankOptimizer):
             own,
             process_group,
         )
+
+    @classmethod
+    @shows_arguments_of(matrix_groups, __init__)
+    def for_model(cls, model: nn.Module, **settings: Unpack[DCTAdamWSettings]) -> Self:
+        """Return an optimizer for ``model``, its parameters grouped by role.
+
+        Parameters
+        ----------
+        model
+            The model.
+        **settings
+            Arguments of `matrix_groups` (``overrides``, ``options``, ``matrix``, ``other``, ``min_size``) and of
+            `DCTAdamW` (``lr``, ``rank``, ...).
+
+        Raises
+        ------
+        NotImplementedError, TypeError, ValueError
+            As `matrix_groups` and `DCTAdamW`.
+        """
+        return for_model(cls, model, settings)

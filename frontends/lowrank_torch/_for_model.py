@@ -1,7 +1,8 @@
-"""An optimizer from a model in one call, and the same where a framework makes the optimizer itself."""
+"""An optimizer from a model in one call, and what it says of itself."""
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -10,23 +11,15 @@ from torch import nn
 
 from lowrank_torch._advice import check_model_given
 from lowrank_torch._groups import matrix_groups
+from lowrank_torch._option_types import GroupingOptions
 from lowrank_torch._report import Summary
-from lowrank_torch._roles import MIN_SIZE, ROLES
+from lowrank_torch._roles import ROLES
 
 Made = TypeVar("Made")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-def for_model(
-    cls: Callable[..., Made],
-    model: nn.Module,
-    *,
-    overrides: Mapping[str, str] | None = None,
-    options: Mapping[str, Mapping[str, Any]] | None = None,
-    matrix: Mapping[str, Any] | None = None,
-    other: Mapping[str, Any] | None = None,
-    min_size: int = MIN_SIZE,
-    **settings: Any,
-) -> Made:
+def for_model(cls: Callable[..., Made], model: nn.Module, settings: Mapping[str, Any]) -> Made:
     """Return an optimizer of class ``cls`` for ``model``, its parameters grouped by role.
 
     Parameters
@@ -35,10 +28,8 @@ def for_model(
         `DCTAdamW` or `Trion`.
     model
         The model.
-    overrides, options, matrix, other, min_size
-        As in `matrix_groups`.
-    **settings
-        Arguments of ``cls`` (``lr``, ``rank``, ...).
+    settings
+        Arguments of `matrix_groups` and of ``cls`` by name.
 
     Raises
     ------
@@ -46,19 +37,44 @@ def for_model(
         As `matrix_groups` and ``cls``.
     """
     check_model_given(getattr(cls, "__name__", str(cls)), model)
-    groups = matrix_groups(
-        model,
-        overrides=overrides,
-        options=options,
-        matrix=matrix,
-        other=other,
-        min_size=min_size,
-    )
+    own = dict(settings)
+    names = GroupingOptions.__annotations__
+    grouping: Any = {name: own.pop(name) for name in names if name in own}
+    groups = matrix_groups(model, **grouping)
     if not groups:
         raise ValueError(
             f"no parameter of the model ({type(model).__name__}) requires a gradient: all are frozen, or it has none"
         )
-    return cls(groups, **settings)
+    return cls(groups, **own)
+
+
+def shows_arguments_of(*functions: Callable[..., Any]) -> Callable[[F], F]:
+    """Return a decorator that puts arguments of ``functions`` in the place of ``**settings`` in a signature.
+
+    All of them as keywords, but ``model`` and ``params``, in whose place a method has the model.
+    """
+
+    def decorate(function: F) -> F:
+        signature = inspect.signature(function)
+        shown = {n: p for n, p in signature.parameters.items() if p.kind is not p.VAR_KEYWORD}
+        for other in functions:
+            for parameter in inspect.signature(other).parameters.values():
+                if parameter.name not in ("self", "model", "params"):
+                    keyword = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+                    shown.setdefault(parameter.name, keyword)
+        target: Any = function
+        target.__signature__ = signature.replace(parameters=[*shown.values()])
+        return function
+
+    return decorate
+
+
+def brief(group: Mapping[str, Any]) -> str:
+    """Return what a group is in a few words: its name, or what steps it, its size, rate and rank."""
+    low_rank = group["algorithm"] != "adamw"
+    said = [f"{len(group['params'])} parameters", f"lr={group['lr']}"]
+    said += [f"rank={group['rank']}"] if low_rank else []
+    return f"{group.get('name', group['algorithm'])}: {' '.join(said)}"
 
 
 def describe(optimizer: Any, rows: Summary) -> str:
@@ -82,49 +98,3 @@ def describe(optimizer: Any, rows: Summary) -> str:
         f"{type(optimizer).__name__}: {', '.join(parts)}; state {rows.state_bytes / 1e6:.1f} MB, "
         f"AdamW's {rows.adamw_bytes / 1e6:.1f} MB"
     )
-
-
-class TrainerFactory:
-    """What `transformers.Trainer` calls with the model to get its optimizer.
-
-    A `Trainer` given ``optimizer_cls_and_kwargs=(factory, settings)`` calls ``factory()(model, **settings)`` unless
-    ``factory`` is a class of optimizers. So this returns itself when called with nothing.
-    """
-
-    def __init__(self, make: Callable[..., Any]) -> None:
-        """Take what makes the optimizer of a model, such as ``DCTAdamW.for_model``."""
-        self._make = make
-
-    def __call__(self, model: nn.Module | None = None, **settings: Any) -> Any:
-        """Return itself without a model, the optimizer with one."""
-        return self if model is None else self._make(model, **settings)
-
-
-def for_trainer(cls: Any, **settings: Any) -> tuple[TrainerFactory, dict[str, Any]]:
-    """Return the ``optimizer_cls_and_kwargs`` of `transformers.Trainer` and TRL's trainers, so that roles are told.
-
-    The trainer alone would hand parameters over without their names and roles. It gives neither its learning rate nor
-    its weight decay to an optimizer made so: say them here. Its schedule does apply.
-
-    Parameters
-    ----------
-    cls
-        `DCTAdamW` or `Trion`.
-    **settings
-        Arguments of ``cls.for_model``: ``lr``, ``rank``, ``overrides``, ...
-
-    Raises
-    ------
-    TypeError
-        If ``cls`` is another.
-
-    Examples
-    --------
-    >>> from lowrank_torch import DCTAdamW, for_trainer
-    >>> factory, settings = for_trainer(DCTAdamW, lr=1e-3, rank=0.25)
-    >>> settings
-    {'lr': 0.001, 'rank': 0.25}
-    """
-    if not callable(getattr(cls, "for_model", None)):
-        raise TypeError(f"cls must be DCTAdamW or Trion, got {cls!r}")
-    return TrainerFactory(cls.for_model), settings

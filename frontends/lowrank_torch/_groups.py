@@ -11,6 +11,7 @@ from torch import nn
 
 from lowrank_core._checks import check_kind
 from lowrank_torch._layouts import Layout
+from lowrank_torch._option_types import OptionsOfGroup, Role
 from lowrank_torch._options import canonical
 from lowrank_torch._roles import (
     MIN_SIZE,
@@ -28,10 +29,10 @@ _VOCABULARY, _RATIO = 8192, 5
 def matrix_groups(
     model: nn.Module,
     *,
-    overrides: Mapping[str, str] | None = None,
-    options: Mapping[str, Mapping[str, Any]] | None = None,
-    matrix: Mapping[str, Any] | None = None,
-    other: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Role] | None = None,
+    options: Mapping[str, OptionsOfGroup] | None = None,
+    matrix: OptionsOfGroup | None = None,
+    other: OptionsOfGroup | None = None,
     min_size: int = MIN_SIZE,
 ) -> list[dict[str, Any]]:
     """Return parameter groups of ``model`` by role, for the optimizers of this package.
@@ -82,15 +83,14 @@ def matrix_groups(
     given = {"overrides": overrides, "options": options, "matrix": matrix, "other": other}
     for name, value in given.items():
         check_kind(name, value or {}, Mapping, "a mapping")
-    options = dict(options or {})
-    for pattern, own in options.items():
-        if not isinstance(own, Mapping):
-            raise TypeError(f"options[{pattern!r}] must be a mapping of options, got {own!r}")
+    patterns: dict[str, Mapping[str, Any]] = dict(options or {})
+    for pattern, given_there in patterns.items():
+        check_kind(f"options[{pattern!r}]", given_there, Mapping, "a mapping of options")
     roles = parameter_roles(model, overrides=overrides, min_size=min_size)
-    check_patterns("options", options, [row.name for row in roles])
+    check_patterns("options", patterns, [row.name for row in roles])
     parameters = dict(model.named_parameters())
     by_role: dict[str, dict[str, Any]] = {
-        "matrix": {**(matrix or {})},
+        "matrix": dict(matrix or {}),
         "table": {"algorithm": "adamw", **(other or {})},
         "vector": {"algorithm": "adamw", "weight_decay": 0.0, **(other or {})},
     }
@@ -102,7 +102,7 @@ def matrix_groups(
                 _warn_of_vocabulary(row)
             # What gets AdamW is of the other groups' rate, whatever its role.
             by = {**by_role["table"]} if row.algorithm else by_role[role]
-            own = _options_of(row, by) | _matched(options, row.name)
+            own = _options_of(row, by) | _matched(patterns, row.name)
             key = tuple((name, _hashable(own[name])) for name in sorted(own))
             group = made.setdefault(key, {"params": [], **own})
             group["params"].append((row.name, parameters[row.name]))

@@ -6,16 +6,17 @@ import logging
 import os
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, Self, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from lowrank_core import ops_for_namespace
-from lowrank_core._checks import check_known
+from lowrank_core._checks import check_integer, check_known
 from lowrank_core.ops.constants import Constants
+from lowrank_core.rules.diagnostics import MatrixDiagnostics
 from lowrank_core.rules.portable import Names
 from lowrank_core.rules.rule import Rule
 from lowrank_core.rules.state import ArraySpec
@@ -27,7 +28,8 @@ from lowrank_torch._advice import (
     warn_of_nothing_saved,
 )
 from lowrank_torch._collectives import CollectiveScheduler, Traffic
-from lowrank_torch._for_model import describe, for_model
+from lowrank_torch._diagnostics import Recorder
+from lowrank_torch._for_model import brief, describe
 from lowrank_torch._group_keys import check_group_keys, warn_of_unnamed
 from lowrank_torch._index import ParameterIndex
 from lowrank_torch._input import check_gradient, check_not_flat, is_zero_lr
@@ -72,6 +74,8 @@ class LowRankOptimizer(Optimizer):
     #: Steps of this object that were skipped because a gradient was not finite (see the option ``nonfinite``); with
     #: steps in backward those of each parameter.
     skipped_steps: int = 0
+    #: Measures steps where it is asked to.
+    _recorder: Recorder | None = None
 
     def __init__(
         self,
@@ -105,24 +109,9 @@ class LowRankOptimizer(Optimizer):
         if logs:
             _logger.info("%s", describe(self, rows))
 
-    @classmethod
-    def for_model(cls, model: nn.Module, **settings: Any) -> Self:
-        """Return an optimizer for ``model``, its parameters grouped by role.
-
-        Parameters
-        ----------
-        model
-            The model.
-        **settings
-            Arguments of `matrix_groups` (``overrides``, ``options``, ``matrix``, ``other``, ``min_size``) and of the
-            optimizer (``lr``, ``rank``, ...).
-
-        Raises
-        ------
-        NotImplementedError, TypeError, ValueError
-            As `matrix_groups` and the optimizer's constructor.
-        """
-        return for_model(cls, model, **settings)
+    def __repr__(self) -> str:
+        """Return one line: what steps how many parameters in each group, at which rate and rank."""
+        return f"{type(self).__name__}({', '.join(map(brief, self.param_groups))})"
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy is made of."""
@@ -223,6 +212,46 @@ class LowRankOptimizer(Optimizer):
                 rows.append(summarize(parameter, plan, config, self.rule.name, name))
         return rows
 
+    def record_diagnostics(self, every: int = 100) -> None:
+        """Measure from now on what one step in ``every`` does to each matrix, for `diagnostics`; 0 measures none.
+
+        A matrix is measured at its next step that chooses columns, and again at the first such step at least ``every``
+        later. Sharded parameters, gradients kept as coefficients and compiled steps are not measured.
+
+        Parameters
+        ----------
+        every
+            Steps between two measurements. One costs as much as one to three steps.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If ``every`` is not an integer of at least 0.
+        """
+        every = check_integer("every", every, low=0)
+        self._recorder = Recorder(every) if every else None
+
+    def diagnostics(self) -> list[MatrixDiagnostics]:
+        """Return what was measured last of each matrix that is stepped at low rank; none before `record_diagnostics`.
+
+        Reads the numbers from their device, and so waits for it.
+
+        Examples
+        --------
+        >>> import torch, lowrank_torch
+        >>> layer = torch.nn.Linear(64, 64)
+        >>> optimizer = lowrank_torch.DCTAdamW(layer.named_parameters(), rank=16)
+        >>> optimizer.record_diagnostics()
+        >>> layer(torch.ones(2, 64)).sum().backward()
+        >>> optimizer.step()
+        >>> [(row.name, row.step, round(row.captured, 2)) for row in optimizer.diagnostics()]
+        [('weight', 1, 1.0)]
+        """
+        if self._recorder is None:
+            return []
+        everything = [p for group in self.param_groups for p in group["params"]]
+        return self._recorder.rows(everything, self.name_of)
+
     # -- stepping ------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -269,10 +298,14 @@ class LowRankOptimizer(Optimizer):
         schedule = None if torch.compiler.is_compiling() else self._schedules.get(chosen)
         if schedule is None or schedule.key != key:
             schedule = self._scheduled(chosen, configs, members, key)
+        recorder = None if torch.compiler.is_compiling() else self._recorder
+        seen = [] if recorder is None else recorder.begin(schedule.stacks_of(members))
         if schedule.is_sharded:
             self._step_sharded(schedule, members)
         else:
             self._step_here(schedule, members)
+        if recorder is not None:
+            recorder.end(seen)
         if self._scheduler.last or self._scheduler.counted:
             self._scheduler.close()
 

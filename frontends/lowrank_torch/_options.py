@@ -11,6 +11,7 @@ import torch
 
 from lowrank_core._checks import check_betas, check_choice, check_number
 from lowrank_core.ops.precision import dtype_name
+from lowrank_core.option_types import Nonfinite
 from lowrank_core.rules import options
 from lowrank_core.rules.options import NONFINITE, number_options, structural_options
 from lowrank_core.rules.rule import Rule
@@ -45,7 +46,7 @@ class StepOptions:
     maximize: bool = False
     stochastic_rounding: bool = False
     foreach: bool = True
-    nonfinite: str = "propagate"
+    nonfinite: Nonfinite = "propagate"
 
 
 class GroupOptions:
@@ -85,7 +86,7 @@ class GroupOptions:
         return self.rule.config(**{name: group[name] for name in self._names})
 
     def make_plain(self, group: MutableMapping[str, Any]) -> None:
-        """Give a group Python's own numbers in the place of others."""
+        """Give a group Python's own numbers in the place of others, and a dtype's name in that of its object."""
         if torch.compiler.is_compiling():
             return  # what a graph follows is a number of its own
         for name in self._numbers:
@@ -96,6 +97,8 @@ class GroupOptions:
                     group[name] = plain
             elif (plain := plain_number(name, value)) is not value:
                 group[name] = plain
+        if isinstance(group.get("state_dtype"), torch.dtype):
+            group["state_dtype"] = dtype_name(group["state_dtype"])
 
     def config_of(self, group: MutableMapping[str, Any]) -> Any:
         """Return what `check` does; of a group whose options are the same objects as before, what it returned then.

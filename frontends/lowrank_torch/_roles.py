@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from torch import Tensor, nn
 
@@ -30,10 +30,11 @@ from lowrank_core.roles import (
 )
 from lowrank_torch._heads import find_heads
 from lowrank_torch._layouts import Layout, is_depthwise, layout_of, smaller_side
+from lowrank_torch._option_types import Role
 from lowrank_torch._places import CONVOLUTIONS, Owner, Survey, is_linear, plain_path, survey
 from lowrank_torch._sharding import is_flat
 
-ROLES = ("matrix", "table", "vector")
+ROLES = get_args(Role)
 #: Smallest side of a hidden matrix by default: below it there is nothing to save.
 MIN_SIZE = 32
 
@@ -69,7 +70,7 @@ class ParameterRole(NamedTuple):
 def parameter_roles(
     model: nn.Module,
     *,
-    overrides: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Role] | None = None,
     min_size: int = MIN_SIZE,
 ) -> list[ParameterRole]:
     """Return the role of every trainable parameter of ``model``, in the model's order.
@@ -118,8 +119,8 @@ def parameter_roles(
     check_kind("model", model, nn.Module, "a module")
     check_kind("overrides", overrides or {}, Mapping, "a mapping of roles by name")
     overrides = dict(overrides or {})
-    for pattern, role in overrides.items():
-        check_choice(f"overrides[{pattern!r}]", role, ROLES)
+    for pattern, given in overrides.items():
+        check_choice(f"overrides[{pattern!r}]", given, ROLES)
     check_integer("min_size", min_size, low=1)
     found = survey(model)
     rules = _Rules(found)

@@ -76,7 +76,7 @@ def _views_of(stack: Stack) -> _Views:
         if member.projected is not None:
             gradients.append(member.projected)
             continue
-        gradients.append(_gradients_of(local_gradient(member.parameter), plan))
+        gradients.append(gradients_of(local_gradient(member.parameter), plan))
     together = gradients[0]
     if len(gradients) > 1:
         together = list(map(torch.stack, zip(*gradients, strict=True)))
@@ -203,7 +203,7 @@ class Projection(NamedTuple):
         project: Any = self.rule.project
         return [
             project(view, state_of(self.state, bound, self.rule), bound.step)
-            for view, bound in zip(_gradients_of(gradient, self.plan), self.matrices, strict=True)
+            for view, bound in zip(gradients_of(gradient, self.plan), self.matrices, strict=True)
         ]
 
     @property
@@ -213,7 +213,7 @@ class Projection(NamedTuple):
         return step
 
 
-def _gradients_of(gradient: Tensor, plan: Plan) -> list[Tensor]:
+def gradients_of(gradient: Tensor, plan: Plan) -> list[Tensor]:
     """Return each stack of matrices of what this rank has of a gradient."""
     own = as_matrices(gradient, plan.batch_dims, transposed=plan.transposed)
     return matrix_views(own.contiguous(), plan.local_shapes, plan.batch_dims)

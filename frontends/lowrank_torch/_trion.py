@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, Self, Unpack
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
 
 from lowrank_core import TrionConfig
 from lowrank_core.rules.known import TRION
 from lowrank_core.rules.options import shows_options
+from lowrank_torch._for_model import for_model, shows_arguments_of
+from lowrank_torch._groups import matrix_groups
 from lowrank_torch._matrices import ShapeOptions
 from lowrank_torch._optimizer import LowRankOptimizer
+from lowrank_torch._option_types import TrionOptions, TrionSettings
 from lowrank_torch._options import StepOptions
 
 
@@ -59,17 +63,17 @@ class Trion(LowRankOptimizer):
     @shows_options(TrionConfig, StepOptions, ShapeOptions)
     def __init__(
         self,
-        params: Any,
+        params: ParamsT,
         lr: float | Tensor = 0.01,
         momentum: float = 0.85,
         weight_decay: float = 0.01,
         *,
-        rank: int | float,
+        rank: int | float = 0.25,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
-        algorithm: str = "trion",
+        algorithm: Literal["trion", "adamw"] = "trion",
         process_group: Any = None,
-        **options: Any,
+        **options: Unpack[TrionOptions],
     ) -> None:
         own = {"lr": lr, "weight_decay": weight_decay, "betas": betas, "eps": eps}
         super().__init__(
@@ -78,3 +82,23 @@ class Trion(LowRankOptimizer):
             own,
             process_group,
         )
+
+    @classmethod
+    @shows_arguments_of(matrix_groups, __init__)
+    def for_model(cls, model: nn.Module, **settings: Unpack[TrionSettings]) -> Self:
+        """Return an optimizer for ``model``, its parameters grouped by role.
+
+        Parameters
+        ----------
+        model
+            The model.
+        **settings
+            Arguments of `matrix_groups` (``overrides``, ``options``, ``matrix``, ``other``, ``min_size``) and of
+            `Trion` (``lr``, ``rank``, ...).
+
+        Raises
+        ------
+        NotImplementedError, TypeError, ValueError
+            As `matrix_groups` and `Trion`.
+        """
+        return for_model(cls, model, settings)

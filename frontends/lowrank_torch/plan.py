@@ -1,6 +1,6 @@
 """How much memory training a model needs, told from its shapes alone: no weights are loaded, no array is made.
 
-    python -m lowrank_torch.plan PATH [--optimizer NAME ...] [--rank R] [--world N]
+    python -m lowrank_torch.plan PATH [--optimizer NAME ...] [--rank R] [--world N] [--shard fsdp2]
 
 PATH is a `config.json` of Hugging Face (models of other kinds than Llama's need Transformers), a safetensors file, of
 which only the header is read, or a folder with either. From Python, `estimates` takes any model, such as one made under
@@ -14,16 +14,19 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, Unpack, get_args
 
 import torch
 from torch import nn
 
 from lowrank_core._checks import check_choice, check_integer
 from lowrank_core.layout import resolve_rank
+from lowrank_core.option_types import PresetName
 from lowrank_core.roles import is_table_name
 from lowrank_torch._dct_adamw import DCTAdamW
+from lowrank_torch._option_types import TrionOptions
 from lowrank_torch._report import Summary
 from lowrank_torch._trion import Trion
 
@@ -37,6 +40,8 @@ _BAR = 24
 #: Types of models in Hugging Face's configurations that are made here, without Transformers.
 DECODERS = ("llama", "mistral", "qwen2", "gemma")
 
+#: How devices share a model.
+Shard: TypeAlias = Literal["even", "fsdp2"]
 Entries: TypeAlias = Iterable[tuple[str, tuple[int, ...], torch.dtype]]
 
 
@@ -64,8 +69,10 @@ class Estimate(tuple[Row, ...]):
     #: Numbers in the model, and what they are kept in.
     parameters: int
     dtype: str
-    #: Devices that share everything evenly, as FSDP2 does.
+    #: Devices that share everything.
     world: int
+    #: Bytes of the weights that FSDP2 holds whole at a time on each device, those of two blocks; 0 without it.
+    gathered: int
     #: Bytes of what a step of DCT-AdamW needs beside the rows, one hidden matrix in float32.
     temporary: int
 
@@ -85,6 +92,10 @@ class Estimate(tuple[Row, ...]):
             f"Beside these: activations, and about {self.temporary / 1e9:.2f} GB for a step of DCT-AdamW (a hidden",
             "matrix in float32; more with Trion, and with residuals other than 'sign' and 'discard').",
         ]
+        if self.gathered:
+            lines.append(
+                f"FSDP2 holds about {self.gathered / 1e9:.2f} GB of weights more, two blocks at a time."
+            )
         return "\n".join(lines)
 
 
@@ -94,6 +105,7 @@ def estimates(
     optimizers: Sequence[str] | None = None,
     rank: int | float = 0.25,
     world: int = 1,
+    shard: Shard = "even",
     **options: Any,
 ) -> Estimate:
     """Return what training ``model`` with each optimizer needs on each device.
@@ -107,7 +119,10 @@ def estimates(
     rank
         Of DCT-AdamW and GaLore: a number of columns, or a fraction of the transformed dimension.
     world
-        Devices among which weights, gradients and state are shared out evenly.
+        Devices among which weights, gradients and state are shared out.
+    shard
+        How: ``"even"``, or ``"fsdp2"`` as `torch.distributed.fsdp.fully_shard` does, by whole rows of each parameter,
+        of which the first device has the most.
     **options
         Other options of `DCTAdamW`, for its row.
 
@@ -126,6 +141,7 @@ def estimates(
     16779264
     """
     check_integer("world", world, low=1)
+    check_choice("shard", shard, get_args(Shard))
     names = list(OPTIMIZERS) if optimizers is None else list(optimizers)
     for name in names:
         check_choice("optimizer", name, OPTIMIZERS)
@@ -135,6 +151,7 @@ def estimates(
     summary = DCTAdamW.for_model(model, rank=rank, **options).summary()
     item = max((p.element_size() for p in trained), default=4)
     shapes = Shapes(model, summary, rank, item)
+    share = Fraction(1, world) if shard == "even" else _share_by_rows(model, world)
     rows = []
     for name in names:
         title, state = OPTIMIZERS[name]
@@ -144,14 +161,31 @@ def estimates(
             adapters = 4 * sum(LORA_RANK * (m + n) for m, n in shapes.matrices)
             whole = Row(title, weights + adapters, adapters, 0)
         size = round(state(shapes))
-        per_device = [-(-number // world) for number in (whole.weights, whole.gradients, size)]
+        per_device = [
+            math.ceil(number * share) for number in (whole.weights, whole.gradients, size)
+        ]
         rows.append(Row(title, *per_device))
     made = Estimate(rows)
     made.parameters = sum(p.numel() for p in model.parameters())
     made.dtype = " and ".join(sorted({str(p.dtype).removeprefix("torch.") for p in trained}))
     made.world = world
     made.temporary = -(-max((4 * m * n for m, n in shapes.matrices), default=0) // world)
+    made.gathered = 2 * _largest_block(model) if shard == "fsdp2" and world > 1 else 0
     return made
+
+
+def _share_by_rows(model: nn.Module, world: int) -> Fraction:
+    """Return the share of the numbers of ``model`` that the first of ``world`` devices has, whole rows of each."""
+    shapes = [tuple(parameter.shape) for parameter in model.parameters()]
+    held = sum(-(-s[0] // world) * math.prod(s[1:]) if s else 1 for s in shapes)
+    return Fraction(held, max(1, sum(map(math.prod, shapes))))
+
+
+def _largest_block(model: nn.Module) -> int:
+    """Return the bytes of the weights of the largest module that is one of a list, as the blocks of a decoder are."""
+    blocks = (own for name, own in model.named_modules() if name.rpartition(".")[2].isdecimal())
+    sizes = (sum(p.numel() * p.element_size() for p in own.parameters()) for own in blocks)
+    return max(sizes, default=0)
 
 
 class Shapes:
@@ -208,6 +242,12 @@ def _galore(shapes: Shapes) -> float:
     return shapes.item * (hidden + 2 * sum(shapes.others))
 
 
+def _apollo(shapes: Shapes) -> float:
+    # Its projection is made anew of a seed.
+    hidden = sum(2 * max(s) * shapes.low_rank(s) for s in shapes.matrices)
+    return shapes.item * (hidden + 2 * sum(shapes.others))
+
+
 def _muon(shapes: Shapes) -> float:
     return shapes.item * (sum(m * n for m, n in shapes.matrices) + 2 * sum(shapes.others))
 
@@ -216,13 +256,13 @@ def _lora(shapes: Shapes) -> float:
     return 8 * sum(LORA_RANK * (m + n) for m, n in shapes.matrices)
 
 
-def _preset(preset: str) -> Callable[[Shapes], float]:
+def _preset(preset: PresetName) -> Callable[[Shapes], float]:
     return lambda shapes: (
         DCTAdamW.for_model(shapes.model, rank=shapes.rank, preset=preset).summary().state_bytes
     )
 
 
-def _trion(**options: Any) -> Callable[[Shapes], float]:
+def _trion(**options: Unpack[TrionOptions]) -> Callable[[Shapes], float]:
     return lambda shapes: Trion.for_model(shapes.model, rank=0.5, **options).summary().state_bytes
 
 
@@ -231,6 +271,7 @@ OPTIMIZERS: Mapping[str, tuple[str, Callable[[Shapes], float]]] = {
     "adamw": ("AdamW", _adamw),
     "adamw-8bit": ("AdamW, 8 bits", _adamw_8bit),
     "galore": ("GaLore, same rank", _galore),
+    "apollo": ("APOLLO, same rank", _apollo),
     "muon": ("Muon", _muon),
     "lora": (f"LoRA, rank {LORA_RANK}, AdamW", _lora),
     "dct-adamw": ("DCT-AdamW", lambda shapes: shapes.own_state),
@@ -372,7 +413,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("path", help="config.json, .safetensors file, or a folder with either")
     parser.add_argument("--optimizer", nargs="+", choices=list(OPTIMIZERS), help="some rows alone")
     parser.add_argument("--rank", type=_rank, default=0.25, help="columns, or a fraction (0.25)")
-    parser.add_argument("--world", type=int, default=1, help="devices that share all evenly")
+    parser.add_argument("--world", type=int, default=1, help="devices that share all")
+    parser.add_argument("--shard", choices=get_args(Shard), default="even", help="how they do")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--state-dtype", choices=("float32", "bfloat16", "float16"))
     given = parser.parse_args(arguments)
@@ -383,6 +425,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             optimizers=given.optimizer,
             rank=given.rank,
             world=given.world,
+            shard=given.shard,
             state_dtype=given.state_dtype,
         )
     except (ImportError, OSError, ValueError) as error:

@@ -10,7 +10,7 @@ their application to the Muon algorithm", arXiv 2505.16932, for coefficients tha
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from lowrank_core._checks import check_choice, check_integer, check_matrix
 from lowrank_core._typing import Array
@@ -18,10 +18,11 @@ from lowrank_core.numerics.scaling import scaled_to_one
 from lowrank_core.ops.precision import to_compute
 from lowrank_core.ops.registry import ops_for
 from lowrank_core.ops.standard import Ops
+from lowrank_core.option_types import Coefficients
 
 Polynomial = tuple[float, float, float]
 
-COEFFICIENTS = ("muon", "polar_express")
+COEFFICIENTS = get_args(Coefficients)
 FORMS = ("auto", "direct", "gram")
 
 _MUON: Polynomial = (3.4445, -4.7750, 2.0315)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 from lowrank_core._checks import check_choice, check_floating, check_kind
 from lowrank_core._typing import Array
 from lowrank_core.ops.precision import to_compute
 from lowrank_core.ops.registry import ops_for
 from lowrank_core.ops.standard import Ops
+from lowrank_core.option_types import Bits
 
-BITS = (8, 4)
+BITS = get_args(Bits)
 
 #: Numbers that share a minimum and a scale.
 BLOCK = 256

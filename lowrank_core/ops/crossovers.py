@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import get_args
 
 from lowrank_core._typing import Device, Namespace
 from lowrank_core.ops.libraries import library_name
+from lowrank_core.option_types import Method
 
 #: The ways to transform that a caller may ask for.
-METHODS = ("auto", "matmul", "fft")
+METHODS = get_args(Method)
 
 
 @dataclass(frozen=True)

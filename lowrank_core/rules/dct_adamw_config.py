@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, get_args
 
 from lowrank_core._checks import check_betas, check_choice, check_integer, check_kind, check_number
 from lowrank_core._typing import Array, Scalar
@@ -11,14 +11,27 @@ from lowrank_core.bases.registry import STORED_BASES, get_basis
 from lowrank_core.layout import SIDES, Layout, check_rank, layout_of
 from lowrank_core.numerics.quantization import BITS, block_multiple
 from lowrank_core.ops.crossovers import METHODS
+from lowrank_core.option_types import (
+    BasisName,
+    BiasCorrection,
+    Bits,
+    Method,
+    MomentBits,
+    Residual,
+    Score,
+    SecondMoment,
+    Selection,
+    Side,
+    StateDTypeLike,
+)
 from lowrank_core.rules.laws import NON_NEGATIVE, Law
 from lowrank_core.rules.options import number, plain_options, speed_choice
 from lowrank_core.rules.residuals import DEFAULT_SCALE, RESIDUALS
 from lowrank_core.rules.state import ArraySpec, buffer_spec, check_state_dtype
 from lowrank_core.subspace.columns import SCORES, SELECTIONS
 
-BIAS_CORRECTIONS = ("step", "column", "gentle")
-SECOND_MOMENTS = ("full", "factored")
+BIAS_CORRECTIONS = get_args(BiasCorrection)
+SECOND_MOMENTS = get_args(SecondMoment)
 
 #: The number of steps that a newcomer's second moment, seeded from its column's energy, counts as.
 SEED_COUNT = 10
@@ -76,9 +89,9 @@ class DCTAdamWConfig:
     moment_bits
         8 to keep the first moment in that many bits, beside a factored second one; ``None`` for ``state_dtype``.
     state_dtype
-        Name of the dtype the moments are kept in; ``None`` for float32 (float64 for float64 gradients). Arithmetic is
-        in float32 at least; narrower state is rounded stochastically, or it would never decay, and float16 keeps the
-        root of the second moment.
+        The dtype the moments are kept in, by name or as any library's object; ``None`` for float32 (float64 for float64
+        gradients). Arithmetic is in float32 at least; narrower state is rounded stochastically, or it would never
+        decay, and float16 keeps the root of the second moment.
     seed
         Seed of what is random: sampled columns and the start of a power iteration.
 
@@ -88,25 +101,25 @@ class DCTAdamWConfig:
         If an option is none of the above, or two options do not go together.
     """
 
-    rank: int | float
+    rank: int | float = 0.25
     betas: tuple[Scalar, Scalar] = number((0.9, 0.999))
     eps: Scalar = number(1e-8)
-    basis: str = "dct"
-    score: str = "l2"
+    basis: BasisName = "dct"
+    score: Score = "l2"
     refresh_every: int = 1
-    side: str = "auto"
-    method: str = speed_choice("auto")
-    residual: str = "sign"
+    side: Side = "auto"
+    method: Method = speed_choice("auto")
+    residual: Residual = "sign"
     residual_scale: Scalar | None = number(None)
-    feedback_bits: int | None = None
-    selection: str = "top"
+    feedback_bits: Bits | None = None
+    selection: Selection = "top"
     score_decay: Scalar | None = number(None)
     hysteresis: Scalar = number(0.0)
-    bias_correction: str = "step"
+    bias_correction: BiasCorrection = "step"
     update_scale: Scalar = number(1.0)
-    second_moment: str = "full"
-    moment_bits: int | None = None
-    state_dtype: str | None = None
+    second_moment: SecondMoment = "full"
+    moment_bits: MomentBits | None = None
+    state_dtype: StateDTypeLike | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -132,7 +145,7 @@ class DCTAdamWConfig:
         check_choice("bias_correction", self.bias_correction, BIAS_CORRECTIONS)
         check_number("update_scale", self.update_scale, low=0, include_low=False)
         check_choice("second_moment", self.second_moment, SECOND_MOMENTS)
-        check_choice("moment_bits", self.moment_bits, (None, 8))
+        check_choice("moment_bits", self.moment_bits, (None, *get_args(MomentBits)))
         check_state_dtype(self.state_dtype)
         check_integer("seed", self.seed, low=0)
         self._check_together()

@@ -7,7 +7,7 @@ from lowrank_core.rules.dct_adamw_columns import columns_due
 from lowrank_core.rules.dct_adamw_config import DCTAdamWConfig, DCTAdamWState
 from lowrank_core.rules.dct_adamw_projected import project_current, step_projected
 from lowrank_core.rules.rule import Rule
-from lowrank_core.rules.trion import trion_init, trion_steps
+from lowrank_core.rules.trion import trion_columns, trion_init, trion_steps
 from lowrank_core.rules.trion_config import TrionConfig, TrionState
 
 DCT_ADAMW = Rule(
@@ -20,4 +20,12 @@ DCT_ADAMW = Rule(
     project=project_current,
     step_projected=step_projected,
 )
-TRION = Rule("trion", TrionConfig, TrionState, trion_init, trion_steps, step_dependent=False)
+TRION = Rule(
+    "trion",
+    TrionConfig,
+    TrionState,
+    trion_init,
+    trion_steps,
+    step_dependent=False,
+    choose=trion_columns,
+)

@@ -9,10 +9,11 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from numbers import Integral
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from lowrank_core._checks import plain_number
 from lowrank_core.ops.precision import dtype_name
+from lowrank_core.option_types import Nonfinite
 
 _NUMBER, _SPEED = "number", "speed"
 
@@ -24,7 +25,7 @@ LATER_OPTIONS: Mapping[str, Any] = {
 }
 
 #: What frontends do about gradients that are not finite: step on them, skip the step, or raise an error.
-NONFINITE = ("propagate", "skip", "raise")
+NONFINITE = get_args(Nonfinite)
 F = TypeVar("F", bound=Callable[..., Any])
 
 

@@ -15,12 +15,15 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from lowrank_core._typing import Array, Scalar
 from lowrank_core.layout import on_axis
 from lowrank_core.ops.standard import Ops
+from lowrank_core.option_types import Residual
 from lowrank_core.subspace.empty import infinite_where, is_rounding
 
-RESIDUALS = ("discard", "error_feedback", "sign", "scaled", "normalized", "bounded")
+RESIDUALS = get_args(Residual)
 
 #: The share of the step's rate that the residual part moves with, unless told otherwise.
 DEFAULT_SCALE = {"sign": 0.2, "scaled": 1.0, "normalized": 0.3, "bounded": 0.5}

@@ -95,6 +95,10 @@ class Rule(NamedTuple):
     project: Callable[[Array, Any, MatrixStep[Any]], Array] | None = None
     step_projected: Callable[[Array, Any, MatrixStep[Any]], tuple[LowRankUpdate, Any]] | None = None
 
+    #: ``choose(gradient, state, matrix)``: the columns ``(..., r)`` that the next step takes, of a rule whose state has
+    #: none; ``None`` where the state after a step has them.
+    choose: Callable[[Array, Any, MatrixStep[Any]], Array] | None = None
+
     @property
     def uses_rng(self) -> bool:
         """Whether ``init`` takes a ``stream``, so that each matrix draws random numbers of its own."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, get_args
 
 from lowrank_core._checks import check_choice
 from lowrank_core._typing import Array, Device, DType
@@ -12,12 +12,13 @@ from lowrank_core.numerics.quantization import Quantized, dequantize, quantize, 
 from lowrank_core.numerics.rounding import store
 from lowrank_core.ops.precision import as_dtype, dtype_name
 from lowrank_core.ops.standard import Ops
+from lowrank_core.option_types import StateDType
 from lowrank_core.rules.laws import ANY, NON_NEGATIVE, Law
 
 _ITEM_BYTES = {"float64": 8, "float32": 4, "int32": 4, "bfloat16": 2, "float16": 2, "uint8": 1}
 State = TypeVar("State", bound=Any)
 
-STATE_DTYPES = ("float64", "float32", "bfloat16", "float16")
+STATE_DTYPES = get_args(StateDType)
 
 #: Which of a step's random numbers round each array, so that no two of one state are rounded alike.
 _SALTS = {"first_moment": 1, "second_moment": 2, "feedback": 3, "momentum": 3}

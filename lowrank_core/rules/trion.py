@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from lowrank_core._checks import check_kind, check_matrix
 from lowrank_core._typing import Array, Device, DType, Namespace
@@ -71,13 +72,7 @@ def trion_steps(
 
     # S = B Q, and I: its r columns with the largest norms. S is gone before other arrays are made, and B, as large, is
     # made again when it is needed.
-    S = matrix.basis.transform_scored(
-        _momentum(gradient, state, matrix),
-        ops,
-        axis=axis,
-        method=matrix.method,
-        norms=(config.score,),
-    )
+    S = _coefficients(gradient, state, matrix)
     choose = partial(_choose, matrix)
     indices, vectors, shrink = yield Sum(S.sums, choose)
     # b = B Q_I
@@ -103,6 +98,22 @@ def trion_steps(
     M = _momentum(gradient, state, matrix) - lifted(update.factor, update, ops)
     after = store_buffer(state._replace(step=t), "momentum", M, config.momentum_bits, t, ops)
     return replace(update, factor=o), after
+
+
+def _coefficients(gradient: Array, state: TrionState, matrix: MatrixStep[TrionConfig]) -> Any:
+    """Return ``S = B Q`` with the sums that columns are chosen by."""
+    return matrix.basis.transform_scored(
+        _momentum(gradient, state, matrix),
+        matrix.ops,
+        axis=matrix.layout.axis,
+        method=matrix.method,
+        norms=(matrix.config.score,),
+    )
+
+
+def trion_columns(gradient: Array, state: TrionState, matrix: MatrixStep[TrionConfig]) -> Array:
+    """Return the columns ``(..., r)`` that the next step takes; ``gradient`` has all rows of the matrix."""
+    return _choose(matrix, _coefficients(gradient, state, matrix).sums)[0]
 
 
 def _momentum(gradient: Array, state: TrionState, matrix: MatrixStep[TrionConfig]) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from lowrank_core._checks import check_choice, check_number
 from lowrank_core._typing import Array, Scalar
@@ -12,11 +12,21 @@ from lowrank_core.layout import SIDES, Layout, check_rank, layout_of
 from lowrank_core.numerics.orthogonalization import check_orthogonalization, is_direct
 from lowrank_core.numerics.quantization import BITS, block_multiple
 from lowrank_core.ops.crossovers import METHODS
+from lowrank_core.option_types import (
+    BasisName,
+    Bits,
+    Coefficients,
+    Method,
+    Score,
+    Side,
+    StateDTypeLike,
+    UpdateScale,
+)
 from lowrank_core.rules.options import number, plain_options, speed_choice
 from lowrank_core.rules.state import ArraySpec, buffer_spec, check_state_dtype
 from lowrank_core.subspace.columns import SCORES
 
-SCALES = ("none", "spectral", "dion", "rms")
+SCALES = get_args(UpdateScale)
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,8 @@ class TrionConfig:
     momentum_bits
         8 or 4 to keep the momentum in that many bits; ``None`` for ``state_dtype``.
     state_dtype
-        Name of the dtype the momentum is kept in; ``None`` for float32 (float64 for float64 gradients).
+        The dtype the momentum is kept in, by name or as any library's object; ``None`` for float32 (float64 for float64
+        gradients).
 
     Raises
     ------
@@ -56,18 +67,18 @@ class TrionConfig:
         If an option is none of the above.
     """
 
-    rank: int | float
+    rank: int | float = 0.25
     momentum: Scalar = number(0.85)
-    basis: str = "dct"
-    score: str = "l2"
-    side: str = "auto"
-    method: str = speed_choice("auto")
+    basis: BasisName = "dct"
+    score: Score = "l2"
+    side: Side = "auto"
+    method: Method = speed_choice("auto")
     steps: int = 5
-    coefficients: str = "muon"
-    scale: str = "spectral"
+    coefficients: Coefficients = "muon"
+    scale: UpdateScale = "spectral"
     rank_scaling: bool = False
-    momentum_bits: int | None = None
-    state_dtype: str | None = None
+    momentum_bits: Bits | None = None
+    state_dtype: StateDTypeLike | None = None
 
     def __post_init__(self) -> None:
         check_rank(self.rank)

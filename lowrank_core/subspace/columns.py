@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from lowrank_core._checks import (
     check_choice,
@@ -17,11 +17,12 @@ from lowrank_core.numerics.scaling import scaled_to_one
 from lowrank_core.ops.precision import to_compute
 from lowrank_core.ops.registry import ops_for
 from lowrank_core.ops.standard import Ops
+from lowrank_core.option_types import Score, Selection
 from lowrank_core.subspace.empty import held_columns
 from lowrank_core.subspace.indices import check_indices
 
-SCORES = ("l1", "l2")
-SELECTIONS = ("top", "sampled")
+SCORES = get_args(Score)
+SELECTIONS = get_args(Selection)
 
 
 def column_scores(coefficients: Array, /, *, axis: int = -1, norm: str = "l2") -> Array:

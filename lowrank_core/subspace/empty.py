@@ -37,7 +37,7 @@ def is_rounding(norms: Array, ops: Ops) -> Array:
     """
     xp = ops.xp
     largest = xp.max(norms, axis=-1, keepdims=True)
-    result: Array = norms <= largest * (_UNITS * xp.finfo(norms.dtype).eps)
+    result: Array = norms <= largest * (_UNITS * float(xp.finfo(norms.dtype).eps))
     return result
 
 

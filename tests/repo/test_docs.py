@@ -12,7 +12,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-PUBLIC = ("lowrank_core", "lowrank_torch", "lowrank_torch.plan", "lowrank_jax")
+PUBLIC = (
+    *("lowrank_core", "lowrank_torch", "lowrank_torch.plan", "lowrank_torch.plot"),
+    *("lowrank_jax", "lowrank_jax.plot"),
+)
 ADAPTERS = {
     "lowrank_backends.numpy.NumpyOps",
     "lowrank_backends.torch.TorchOps",

@@ -1,5 +1,6 @@
 """The language-model example: what it shows, what it refuses, and that it goes on exactly."""
 
+import errno
 import hashlib
 import importlib
 import itertools
@@ -199,6 +200,8 @@ def test_interrupted_run_goes_on_exactly(
         assert example.main(arguments) == (0 if finished else 130)
     printed = capsys.readouterr().out
     assert finished or f"Stopped after step {step} of {STEPS}" in printed
+    # What has been found out of the first optimizer is shown, whatever stopped the second.
+    assert ("│ AdamW " in printed) is (optimizer == "dct-adamw" or step == STEPS)
     saved = state_of(broken)["runs"]
     assert len(saved[-1]["training"]) == step
     assert example.main(arguments) == 0
@@ -252,7 +255,23 @@ def test_full_disk_leaves_the_last_checkpoint_whole(
         with pytest.raises(SystemExit, match=r"could not write the checkpoint .*no space left"):
             example.main(arguments)
     assert len(state_of(checkpoint)["runs"][-1]["training"]) == 3
+    assert not list(tmp_path.glob("*.part"))
     assert example.main(arguments) == 0
+
+
+def test_full_disk_leaves_the_figures_where_the_picture_has_no_room(
+    example: ModuleType, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def savefig(_self: object, path: Path, **_: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "no space left", str(path))
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
+    with pytest.raises(SystemExit, match=r"could not write .*no space left"):
+        example.main(command(json=tmp_path / "results.json", optimizer="adamw", steps=2))
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert len(results["runs"][0]["training"]) == 2
+    assert [path.name for path in tmp_path.iterdir() if path.suffix in (".png", ".part")] == []
 
 
 def test_interrupt_without_a_checkpoint_says_so(
@@ -334,6 +353,8 @@ def test_ctrl_c_of_a_real_process(
         ({"seq_len": 10**6}, "argument --text: .* at least --seq-len \\+ 1 = 1000001 bytes"),
         ({"output": "/no/such/folder/a.png"}, "argument --output: .* existing folder, got"),
         ({"output": "curves.xyz"}, "argument --output: must end in .* got 'curves.xyz'"),
+        # Linux lets nobody write there; elsewhere there is no such folder.
+        ({"json": "/proc/a.json"}, "argument --json: .*(can be written to|existing folder), got"),
         ({"json": "/"}, "argument --json: must name a file, got the folder '/'"),
         ({"nonsense": 1}, "unrecognized arguments: --nonsense 1"),
     ],

@@ -34,6 +34,9 @@ ADAPTED = {
     "lowrank_backends._jax_blocks": {"jax"},
     "lowrank_backends._jax_rows": {"jax"},
     "lowrank_backends.cupy": {"cupy", "cupyx"},
+    # Modules that nothing else imports: whoever does so wants pictures.
+    "lowrank_torch.plot": {"matplotlib"},
+    "lowrank_jax.plot": {"matplotlib"},
 }
 ENTRY_POINTS = {
     "numpy": "lowrank_backends.numpy:NumpyOps",

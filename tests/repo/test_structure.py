@@ -10,9 +10,18 @@ from packages import PACKAGES, module_names
 
 #: The parts of the core, each of which may import those before it.
 CORE = (
-    *("_typing", "_checksum", "_files", "roles", "option_names", "_checks", "layout"),
+    *(
+        "_typing",
+        "_checksum",
+        "_files",
+        "roles",
+        "option_names",
+        "option_types",
+        "_checks",
+        "layout",
+    ),
     *("ops", "numerics", "bases", "subspace", "rules"),
-    *("calibration", "", "__main__"),
+    *("calibration", "drawing", "", "__main__"),
 )
 #: Parameters that a function may have: `self` and `cls` are not counted.
 MOST_PARAMETERS = 6

@@ -24,6 +24,7 @@ STATE = lc.dct_adamw_init((6, 4), DCT, xp=np)
 TREE = {"layer": {"kernel": jnp.ones((6, 4))}}
 AXES = {"layer": {"kernel": lowrank_jax.MatrixAxes(1, 0)}}
 OPTAX = lowrank_jax.dct_adamw(0.1, rank=2, matrix_axes=AXES)
+STEP = lowrank_jax.Step(TREE, OPTAX.init(TREE), TREE, TREE, OPTAX.init(TREE))
 
 #: Of each kind of argument what is none.
 KINDS: dict[str, list[Any]] = {
@@ -54,6 +55,7 @@ KINDS: dict[str, list[Any]] = {
     "namespace": [None, "numpy", 3, math],
     "module": [None, "x", 3, [], TREE],
     "optimizer": [None, "x", 3, torch.optim.SGD([torch.nn.Parameter(torch.ones(2))])],
+    "step": [None, "x", {}, (1, 2, 3, 4, 5)],
     "path": [None, 3.5, []],
     "sizes": [(), (1,), (64, 32), (32, 32), "ab", None, 3, (2.5,)],
     "name": [None, "", "a:b", "dct", "svd", 3, []],
@@ -347,6 +349,11 @@ ROWS: dict[tuple[Any, str], Row] = {
     (lowrank_jax, "summary"): Row(
         lowrank_jax.summary, {"optimizer": OPTAX, "params": TREE}, {"optimizer": "optimizer"}
     ),
+    (lowrank_jax, "diagnostics"): Row(
+        lowrank_jax.diagnostics,
+        {"optimizer": OPTAX, "step": STEP},
+        {"optimizer": "optimizer", "step": "step"},
+    ),
     (lowrank_jax, "static_options"): Row(lowrank_jax.static_options, {}, {"factory": "function"}),
     **{
         (lowrank_jax, name): Row(
@@ -379,7 +386,7 @@ TYPES = {
         lowrank_jax.ScaleByLowRankState,
         lowrank_jax.Summary,
     ),
-    *(lowrank_jax.LeafSummary, lowrank_jax.MatrixAxes),
+    *(lowrank_jax.LeafSummary, lowrank_jax.MatrixAxes, lowrank_jax.Step, lc.MatrixDiagnostics),
 }
 #: Trees may be anything.
 TREES = {"tree", "params", "settings"}

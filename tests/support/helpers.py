@@ -55,7 +55,7 @@ def to_numpy(x: Any) -> np.ndarray:
 def from_numpy(values: Any, xp: Any, dtype: str | None = None) -> Any:
     """An array of library ``xp`` that shares no memory with ``values``."""
     values = np.array(values)
-    array = xp.asarray(values, copy=True)
+    array = xp.asarray(values)  # the copy above is nobody else's
     if dtype is None:
         return array
     kind = getattr(xp, dtype)

@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 import torch
-from lowrank_torch import DCTAdamW, Trion
+from lowrank_torch import DCTAdamW, Trion, matrix_groups
 from model_libraries import import_torchvision
 from torch import nn
 
@@ -26,14 +26,39 @@ SETTINGS = {
 @pytest.mark.parametrize("optimizer", [DCTAdamW, Trion])
 def test_every_option_is_in_the_signature_with_its_type_and_default(optimizer):
     shown = inspect.signature(optimizer).parameters
-    (group,) = optimizer([nn.Parameter(torch.ones(8, 8))], rank=2).param_groups
+    (group,) = optimizer([nn.Parameter(torch.ones(8, 8))]).param_groups
     beside = {"process_group", "preset"} if optimizer is DCTAdamW else {"process_group"}
     assert set(shown) == {*beside, *group}
     del group["params"]
     for name, default in group.items():
         assert shown[name].annotation is not inspect.Parameter.empty, name
-        if name != "rank":
-            assert shown[name].default == default, name
+        assert shown[name].default == default, name
+
+
+@pytest.mark.parametrize("optimizer", [DCTAdamW, Trion])
+def test_for_model_shows_the_same_and_what_groups_are_made_by(optimizer):
+    shown = inspect.signature(optimizer.for_model).parameters
+    made = inspect.signature(optimizer).parameters
+    groups = inspect.signature(matrix_groups).parameters
+    assert next(iter(shown)) == "model"
+    assert set(shown) == {*groups, *made} - {"params"}
+    assert all(shown[name].default == made[name].default for name in {*shown} & {*made})
+
+
+def test_an_optimizer_prints_a_line():
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    made = DCTAdamW.for_model(model, lr=0.01, rank=8, other={"lr": 0.001})
+    assert repr(made) == (
+        "DCTAdamW(matrix: 2 parameters lr=0.01 rank=8, vector: 2 parameters lr=0.001)"
+    )
+    bare = Trion([nn.Parameter(torch.ones(8, 8))])
+    assert repr(bare) == "Trion(trion: 1 parameters lr=0.01 rank=0.25)"
+
+
+def test_a_dtype_is_kept_by_its_name_in_groups():
+    parameter = nn.Parameter(torch.ones(8, 8))
+    (group,) = DCTAdamW([parameter], rank=2, state_dtype=torch.bfloat16).param_groups
+    assert group["state_dtype"] == "bfloat16"
 
 
 def command_line(settings):

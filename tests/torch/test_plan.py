@@ -144,6 +144,56 @@ def test_devices_share_evenly(config):
             assert part == -(-whole // 8)
 
 
+@pytest.mark.parametrize("name", ["adamw", "dct-adamw", "trion"])
+def test_shards_are_those_of_fsdp2(config, tmp_path, name):
+    from torch import distributed
+    from torch.distributed.fsdp import fully_shard
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    # Of 300 words and 176 rows eight devices have no equal shares.
+    shapes = plan.model_of(config(LLAMA))
+    estimate = plan.estimates(shapes, optimizers=[name], world=8, shard="fsdp2")
+    real = shapes.to_empty(device="cpu")
+    # Collectives of a fake group return at once: this is the first of eight devices.
+    distributed.init_process_group("fake", rank=0, world_size=8, store=FakeStore())
+    try:
+        mesh = distributed.init_device_mesh("cpu", (8,))
+        for layer in real.model.layers.children():
+            fully_shard(layer, mesh=mesh)
+        fully_shard(real, mesh=mesh)
+        optimizer = stepped(real, MAKERS[name])
+        weights = sum(p.to_local().nbytes for p in real.parameters())
+        state = local_bytes(optimizer)
+    finally:
+        distributed.destroy_process_group()
+    (row,) = estimate
+    assert row.weights == row.gradients == weights
+    assert row.state == pytest.approx(state, rel=0.05)
+    assert estimate.gathered == 2 * sum(
+        p.nbytes for p in shapes.model.layers.get_submodule("0").parameters()
+    )
+    assert "FSDP2 holds about" in str(estimate)
+
+
+def local_bytes(optimizer):
+    """Bytes that an optimizer keeps on this device."""
+    tensors = [
+        value.to_local() if hasattr(value, "to_local") else value
+        for state in optimizer.state.values()
+        for name, value in state.items()
+        if name != "step" and torch.is_tensor(value)
+    ]
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def test_apollo_is_as_large_as_published(config):
+    # 7B at rank 256 in bfloat16: 1.6 GB without embeddings and head (H. Zhu et al., arXiv 2412.05270).
+    model = plan.model_of(config(LLAMA_7B), torch.bfloat16)
+    (row,) = plan.estimates(model, optimizers=["apollo"], rank=256)
+    others = 2 * 2 * (2 * 32000 * 4096 + 65 * 4096)
+    assert (row.state - others) / 1e9 == pytest.approx(1.6, rel=0.05)
+
+
 def test_program_prints_the_table(config, capsys):
     assert plan.main([str(config(LLAMA_7B)), "--optimizer", "adamw", "dct-adamw"]) == 0
     printed = capsys.readouterr().out
