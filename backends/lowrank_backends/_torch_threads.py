@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from queue import Empty, SimpleQueue
-from threading import Barrier, Lock
+from threading import Barrier, Event, Lock
 from typing import TypeVar
 
 import torch
@@ -39,13 +39,20 @@ class _Pool:
         if self._executor is None or self._threads != threads:
             if self._executor is not None:
                 self._executor.shutdown(wait=False)
-            self._executor = ThreadPoolExecutor(threads, "lowrank", initializer=_single_threaded)
-            self._threads = threads
+            self._executor = None
+            executor = ThreadPoolExecutor(threads, "lowrank", initializer=_single_threaded)
             # Each has begun once all have met here.
             met = Barrier(threads)
-            wait([self._executor.submit(met.wait) for _ in range(threads)])
-            # What a thread sets for itself is also what threads to come begin with, which are not ours.
-            torch.set_num_threads(threads)
+            try:
+                wait([executor.submit(met.wait) for _ in range(threads)])
+            except BaseException:
+                met.abort()
+                executor.shutdown(wait=False)
+                raise
+            finally:
+                # What a thread sets for itself is also what threads to come begin with, which are not ours.
+                torch.set_num_threads(threads)
+            self._executor, self._threads = executor, threads
         return self._executor
 
 
@@ -76,16 +83,18 @@ def for_each(work: Callable[[T], object], items: Iterable[T]) -> None:
             work(item)
         return
     waiting: SimpleQueue[T] = SimpleQueue()
-    for item in listed[threads:]:
+    for item in listed:
         waiting.put(item)
+    # Nobody works before all have been told to: an interrupt in between finds none at work that it does not know of.
+    begin = Event()
     inference = torch.is_inference_mode_enabled()
 
-    def work_off(item: T) -> None:
+    def work_off() -> None:
+        begin.wait()
         with torch.inference_mode(inference), torch.no_grad():
             try:
                 while True:
-                    work(item)
-                    item = waiting.get_nowait()
+                    work(waiting.get_nowait())
             except Empty:
                 return
             except BaseException:
@@ -93,9 +102,10 @@ def for_each(work: Callable[[T], object], items: Iterable[T]) -> None:
                 raise
 
     with _pool.lock:
-        executor = _pool.of(threads)
-        futures = [executor.submit(work_off, item) for item in listed[:threads]]
+        executor, futures = _pool.of(threads), []
         try:
+            futures.extend(executor.submit(work_off) for _ in range(threads))
+            begin.set()
             # Woken now and then: an interrupt that comes just before a wait would be seen only after it.
             while wait(futures, timeout=_PATIENCE).not_done:
                 pass
@@ -104,6 +114,7 @@ def for_each(work: Callable[[T], object], items: Iterable[T]) -> None:
         finally:
             # Also when interrupted: nobody writes to the caller's tensors after this returns.
             _empty(waiting)
+            begin.set()
             wait(futures)
 
 
