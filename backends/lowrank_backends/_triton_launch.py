@@ -24,10 +24,8 @@ from lowrank_backends._triton_tables import Factors, factors, padded, slots_of, 
 from lowrank_core.numerics.random import fold
 from lowrank_core.ops.rows import RowMoments, RowStep, RowWrite
 
-#: Warps of a program. Of 4, 8 and 16 the one with which no size spills registers in a loop, by the compiler's report.
-WARPS = 8
-#: Programs that a multiprocessor has room for, by the registers of a thread in the compiler's report.
-RESIDENT = 2
+#: Warps that a multiprocessor has room for, by the registers of a thread in the compiler's report. Not measured.
+RESIDENT_WARPS = 16
 # The salts of `lowrank_core.rules.state`: which moment of a step is rounded.
 _FIRST, _SECOND = 1, 2
 _NO_KEY = 0
@@ -51,16 +49,16 @@ def _cut(x: Tensor) -> Factors:
 
 @functools.lru_cache(maxsize=32)
 def _processors(device: torch.device) -> int:
-    """Return how many programs of `RESIDENT` a device's multiprocessors run at a time."""
     if device.type != "cuda":  # Triton's interpreter, one program after the other
-        return 2
+        return 1
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
-def _grid(x: Tensor) -> tuple[tuple[int, int], int]:
+def _grid(x: Tensor, cut: Factors) -> tuple[tuple[int, int], int]:
     """Return a grid that fills the device with programs for the matrices ``(k, m, n)``, and the rows of each."""
     matrices, rows = x.shape[0], x.shape[1]
-    programs = max(1, min(rows, _processors(x.device) * RESIDENT // matrices))
+    resident = _processors(x.device) * RESIDENT_WARPS // cut.warps
+    programs = max(1, min(rows, resident // matrices))
     each = -(-rows // programs)
     return (-(-rows // each), matrices), each
 
@@ -69,7 +67,7 @@ def _constants(cut: Factors, x: Tensor) -> dict[str, Any]:
     return {
         "n": cut.n, "N1": cut.n1, "N2": cut.n2, "P1": cut.p1, "P2": cut.p2, "SPLIT": splits(x),
         # Triton's default, said so that a change of it changes nothing here.
-        "num_warps": WARPS, "num_stages": 1, "enable_fp_fusion": True,
+        "num_warps": cut.warps, "maxnreg": cut.registers, "num_stages": 1, "enable_fp_fusion": True,
     }  # fmt: skip
 
 
@@ -84,7 +82,7 @@ def dct_sums(x: Tensor, norms: Sequence[str]) -> Tensor:
     Each norm is one pass over ``x``. The same sums to the bit on every run on the same device.
     """
     stack, cut = _stack(x), _cut(x)
-    grid, each = _grid(stack)
+    grid, each = _grid(stack, cut)
     held = tables(cut, splits(x), x.device)
     sums = []
     for norm in norms:
@@ -102,7 +100,7 @@ def step_rows(
 ) -> None:
     """Do what `lowrank_core.StandardOps.step_rows` does on ``(k, m, n)`` or ``(m, n)``, in place, in one pass."""
     stack, target, cut = _stack(gradient), _stack(parameter), _cut(gradient)
-    grid, each = _grid(stack)
+    grid, each = _grid(stack, cut)
     slot, column = _by_slot(job, cut, stack.shape[0])
     parts = 4 if job.rest == "sign" else 2
     scratch = torch.empty(

@@ -30,6 +30,8 @@ from torch import Tensor
 _LONGEST_SIDE = 128
 # Of the shorter sides a tile of tensor-core products has at least so many rows.
 _LEAST_SIDE = 16
+# Numbers of a tile that four warps hold.
+_SMALL_TILE = 1024
 
 
 class Factors(NamedTuple):
@@ -45,6 +47,16 @@ class Factors(NamedTuple):
     def slots(self) -> int:
         """Places of a row's coefficients in its two tiles."""
         return 2 * self.p1 * self.p2
+
+    @property
+    def warps(self) -> int:
+        """Warps of a program: with these no size spills registers in a loop (tests/gpu/compile_report.py)."""
+        return 4 if self.p1 * self.p2 <= _SMALL_TILE else 8
+
+    @property
+    def registers(self) -> int:
+        """Registers that a thread may have: of itself the assembler spills some so that more programs fit."""
+        return 168 if self.p1 * self.p2 < _SMALL_TILE else 255
 
 
 class Tables(NamedTuple):
