@@ -15,7 +15,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-if __name__ == "__main__":
+if __name__ == "__main__" and os.environ.get("LOWRANK_KERNELS_ON", "cpu") == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
@@ -31,15 +31,18 @@ ROWS = 3
 STANDARD = StandardOps(ops_for_namespace(torch).xp)
 OPS = ops_for_namespace(torch)
 BF16 = torch.bfloat16
+#: Where the kernels run: on a GPU, compiled.
+DEVICE = os.environ.get("LOWRANK_KERNELS_ON", "cpu")
 WIDE = (torch.float32, torch.float32, torch.float32)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
 
 def uniform(*shape: int, seed: int = 0) -> Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    source = torch.Generator().manual_seed(seed)
+    return torch.rand(shape, generator=source, dtype=torch.float64).to(DEVICE)
 
 
 def gradients(*shape: int, seed: int = 0) -> Tensor:
@@ -78,14 +81,14 @@ def job_of(n: int, rest: str, stack: tuple[int, ...], *, factored: bool, moved: 
         column = uniform(count, n, seed=11)
     if factored:
         own = uniform(count, n, seed=12) + 0.1
-        shares = own.gather(-1, indices)
+        shares = own.gather(-1, indices.to(DEVICE))
         own[:, 1] = -1.0
         column = own if rest == "bounded" else None
 
     def laid(x: Tensor | None) -> Any:
-        return None if x is None else x.view(*stack, *x.shape[1:])
+        return None if x is None else x.view(*stack, *x.shape[1:]).to(DEVICE)
 
-    scale = torch.linspace(0.2, 0.3, count, dtype=torch.float64).view(stack)
+    scale = torch.linspace(0.2, 0.3, count, dtype=torch.float64).view(stack).to(DEVICE)
     places = laid(before.int()) if moved else None
     return RowStep(
         laid(indices.int()), places, laid(eps), (0.9, 0.99), (0.271, 0.0297, 0.0297),
@@ -98,7 +101,7 @@ def in_float32(job: RowStep, *, tensors: bool) -> RowStep:
     arrays = ((name, getattr(job, name)) for name in ("eps", "scale", "column", "shares"))
     given: dict[str, Any] = {name: x.float() for name, x in arrays if x is not None}
     if tensors:
-        given["weights"] = tuple(torch.tensor(w) for w in job.weights)
+        given["weights"] = tuple(torch.tensor(w, device=DEVICE) for w in job.weights)
     return job._replace(**given)
 
 
@@ -122,7 +125,9 @@ def rows(
         parameter.double(), gradient.double(), wide, job, RowWrite(lr, decay)
     )
     start = parameter.double() * (1 - lr * decay)
-    how: Any = (torch.tensor(lr), torch.tensor(decay)) if tensors else (lr, decay)
+    how: Any = (lr, decay)
+    if tensors:
+        how = tuple(torch.tensor(number, device=DEVICE) for number in how)
     found, kept = OPS.step_rows(
         parameter, gradient, given, in_float32(job, tensors=tensors), RowWrite(*how)
     )
@@ -143,9 +148,9 @@ def optimizer(
     """Three steps of the PyTorch optimizer with the kernels, beside three without."""
     torch.set_float32_matmul_precision("highest")
     starts = [normal(ROWS, 96, seed=20 + place) for place in range(count)]
-    runs = []
-    for interpreted in (True, False):
-        _torch_rows.interpret_on_cpu(interpreted)
+    runs, takes = [], _torch_rows.takes
+    for own_takes in (takes, lambda *_: False):
+        _torch_rows.takes = own_takes
         parameters = [torch.nn.Parameter(start.clone().to(kind)) for start in starts]
         own = DCTAdamW(parameters, lr=0.02, weight_decay=0.1, rank=0.25, side="right", **options)
         for step in range(3):
@@ -153,7 +158,7 @@ def optimizer(
                 parameter.grad = gradients(ROWS, 96, seed=30 + 10 * step + place).to(kind)
             own.step()
         runs.append((parameters, [copy.deepcopy(own.state[p]) for p in parameters]))
-    _torch_rows.interpret_on_cpu()
+    _torch_rows.takes = takes
     (ours, states), (theirs, others) = runs
     errors: dict[str, float] = {}
     for start, p, q, state, other in zip(starts, ours, theirs, states, others, strict=True):
@@ -244,6 +249,7 @@ SLOW: dict[str, Callable[[], dict[str, float]]] = {
 }
 
 if __name__ == "__main__":
-    _torch_rows.interpret_on_cpu()
+    if DEVICE == "cpu":
+        _torch_rows.interpret_on_cpu()
     cases = {**FAST, **SLOW}
     print(json.dumps({name: cases[name]() for name in sys.argv[1:]}))
