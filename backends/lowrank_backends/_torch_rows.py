@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from lowrank_backends._triton_tables import factors
+from lowrank_backends._triton_tables import factors, holds, splits
 
 _KINDS = (torch.float32, torch.bfloat16)
 # The longest rows of which the compiler's report shows no spilled registers (tests/gpu/compile_report.py).
 LONGEST = 8192
-# Tensor cores with float16 operands that Triton compiles for.
-_LEAST_CAPABILITY = (8, 0)
+_LEAST_CAPABILITY = 80
 
 _interpreted = False
 
@@ -51,19 +50,19 @@ def takes(gradient: Tensor, parameter: Tensor) -> bool:
     Matrices ``(m, n)`` or ``(k, m, n)`` of float32 or bfloat16 with contiguous rows, of a length that is a product of
     two factors that tables hold, on a GPU that Triton compiles for.
     """
-    return (
-        gradient.shape == parameter.shape
-        and 0 < gradient.shape[-1] <= LONGEST
-        and all(_is_takeable(x) for x in (gradient, parameter))
-        and factors(gradient.shape[-1]) is not None
-        and (_interpreted or _has_kernels(gradient.device))
-    )
+    n = gradient.shape[-1]
+    if gradient.shape != parameter.shape or not all(map(_is_takeable, (gradient, parameter))):
+        return False
+    cut = factors(n) if n <= LONGEST else None
+    if cut is None or _interpreted:
+        return cut is not None
+    return holds(cut, splits(gradient), _capability(gradient.device))
 
 
 def _is_takeable(x: Tensor) -> bool:
     return (
         type(x) in (Tensor, Parameter)
-        and (x.is_cuda or _interpreted)
+        and (_interpreted or (x.is_cuda and _has_kernels(x.device)))
         and x.dtype in _KINDS
         and x.ndim in (2, 3)
         and x.numel() > 0
@@ -75,9 +74,17 @@ def _is_takeable(x: Tensor) -> bool:
 
 
 @functools.lru_cache(maxsize=32)
+def _capability(device: torch.device) -> int:
+    """Return what a device can do, as 90 for sm_90."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+@functools.lru_cache(maxsize=32)
 def _has_kernels(device: torch.device) -> bool:
+    """Return whether Triton compiles for a device that has tensor cores with float16 operands and float32 sums."""
     return (
         torch.version.hip is None
         and importlib.util.find_spec("triton") is not None
-        and torch.cuda.get_device_capability(device) >= _LEAST_CAPABILITY
+        and _capability(device) >= _LEAST_CAPABILITY
     )

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lowrank_backends._triton_rows import step_rows as rows_kernel
 from lowrank_backends._triton_sums import column_sums as sums_kernel
-from lowrank_backends._triton_tables import Factors, factors, padded, slots_of, tables
+from lowrank_backends._triton_tables import Factors, factors, padded, slots_of, splits, tables
 from lowrank_core.numerics.random import fold
 from lowrank_core.ops.rows import RowMoments, RowStep, RowWrite
 
@@ -29,15 +29,6 @@ RESIDENT_WARPS = 16
 # The salts of `lowrank_core.rules.state`: which moment of a step is rounded.
 _FIRST, _SECOND = 1, 2
 _NO_KEY = 0
-
-
-def splits(x: Tensor) -> bool:
-    """Return whether products are as exact as float32, as ``torch.set_float32_matmul_precision("highest")`` asks.
-
-    Else they take float16 operands, rows scaled by a power of two, and float32 sums: as exact as tf32. A row of
-    bfloat16 numbers is no better than that.
-    """
-    return x.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
 
 
 def _cut(x: Tensor) -> Factors:

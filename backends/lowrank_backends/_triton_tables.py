@@ -32,6 +32,8 @@ _LONGEST_SIDE = 128
 _LEAST_SIDE = 16
 # Numbers of a tile that four warps hold.
 _SMALL_TILE = 1024
+# Numbers of a tile of split products that have the registers on chips before Hopper.
+_SPLIT_TILE = 2048
 
 
 class Factors(NamedTuple):
@@ -91,6 +93,23 @@ def factors(n: int) -> Factors | None:
         if best is None or (cost, p2) < best[0]:
             best = ((cost, p2), Factors(n, n1, n2, p1, p2))
     return None if best is None else best[1]
+
+
+def splits(x: Tensor) -> bool:
+    """Return whether products are as exact as float32, as ``torch.set_float32_matmul_precision("highest")`` asks.
+
+    Else they take float16 operands, rows scaled by a power of two, and float32 sums: as exact as tf32. A row of
+    bfloat16 numbers is no better than that.
+    """
+    return x.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+
+
+def holds(cut: Factors, split: bool, capability: int) -> bool:
+    """Return whether a chip (90 is sm_90) has the registers for a cut, by tests/gpu/compile_report.py.
+
+    Hopper and later read tables from shared memory in their products; before that, operands pass through registers.
+    """
+    return not split or capability >= 90 or cut.p1 * cut.p2 <= _SPLIT_TILE
 
 
 @functools.lru_cache(maxsize=64)

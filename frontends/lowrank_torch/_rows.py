@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lowrank_core.numerics.random import fold
-from lowrank_core.ops.rows import RowMoments, RowWrite
+from lowrank_core.ops.rows import RowMoments, RowStep, RowWrite
 from lowrank_core.ops.standard import Ops
 from lowrank_core.rules.dct_adamw_rows import dct_adamw_rows, norms_due
 from lowrank_core.rules.reductions import run
 from lowrank_torch._apply import Dither, Write
+from lowrank_torch._commit import at_once
 from lowrank_torch._plan import BoundMatrices
 from lowrank_torch._stack import Stack
 from lowrank_torch._state import stacked, unstacked
+from lowrank_torch._tuning import SMALL_MEMBER
 
 # The arrays of the state that have rows; they stay where they are.
 _ROWS = ("first_moment", "second_moment", "row_energy")
@@ -48,31 +51,73 @@ def step_rows(
     due: Any,
     write: Write,
 ) -> list[Any]:
-    """Step matrices in place; return their new states, whose arrays of rows are those of before, written to.
+    """Step matrices; return their new states.
 
-    Columns are chosen for all members at once. The rows of each are one call, and noted as written with the next
-    instruction: a step that is interrupted and done again passes them over.
+    Columns are chosen for all members at once. Small members are stepped as one stack, a copy, in as many launches as
+    one. The rows of others are one call each, in place, and noted as written with the next instruction: a step that is
+    interrupted and done again passes them over.
     """
-    matrix, ops, done = bound.step, write.ops, write.done
-    norms = norms_due(matrix.config, due)
-    sums = None
+    matrix, ops = bound.step, write.ops
+    norms, sums = norms_due(matrix.config, due), None
+    copied = _is_better_copied(targets, write)
+    if copied:
+        gradients = [torch.stack(list(gradients))]
     if norms:
         own = [ops.dct_sums(gradient, norms=norms) for gradient in gradients]
         sums = own[0] if len(own) == 1 else torch.stack(own, 1)
     light = [state._replace(**dict.fromkeys(_ROWS)) for state in states]
     before = stacked(light, matrix.layout.batch)
     job, after = run(dct_adamw_rows(sums, before, matrix, due))
+    if copied:
+        return _step_copy(targets, gradients[0], states, (job, after), write)
     members = zip(targets, gradients, states, write.dithers, strict=True)
     for place, (target, gradient, state, dither) in enumerate(members):
-        if (*write.key, place) in done.blocks:
+        if (*write.key, place) in write.done.blocks:
             continue
-        moments = RowMoments(state.first_moment, state.second_moment, state.row_energy)
-        how = RowWrite(write.lr, write.weight_decay, _key(target, dither))
         one = job if len(states) == 1 else job.of(place)
-        ops.step_rows(target, gradient, moments, one, how)
-        done.blocks.add((*write.key, place))
+        how = RowWrite(write.lr, write.weight_decay, _key(target, dither))
+        ops.step_rows(target, gradient, _moments_of(state), one, how)
+        write.done.blocks.add((*write.key, place))
     kept = zip(unstacked(after, light), states, strict=True)
-    return [new._replace(**{name: getattr(state, name) for name in _ROWS}) for new, state in kept]
+    return [new._replace(**_rows_of(state)) for new, state in kept]
+
+
+def _is_better_copied(targets: Sequence[Tensor], write: Write) -> bool:
+    """Return whether members are stepped as one stack: each is a matrix for which launches cost more than a copy."""
+    first = targets[0]
+    small = len(targets) > 1 and first.ndim == 2 and first.numel() <= SMALL_MEMBER
+    # Of a stack, draws would be numbered otherwise.
+    return small and all(
+        _key(target, d) is None for target, d in zip(targets, write.dithers, strict=True)
+    )
+
+
+def _step_copy(
+    targets: Sequence[Tensor],
+    gradient: Tensor,
+    states: Sequence[Any],
+    chosen: tuple[RowStep, Any],
+    write: Write,
+) -> list[Any]:
+    """Step the members of a stack as one copy of them all, written back at once."""
+    job, after = chosen
+    whole = torch.stack([*targets])
+    rows = stacked(states, ())
+    how = RowWrite(write.lr, write.weight_decay)
+    write.ops.step_rows(whole, gradient, _moments_of(rows), job, how)
+    block = (*write.key, 0)
+    if block not in write.done.blocks:
+        back = partial(torch._foreach_copy_, [*targets], [*whole.unbind()])
+        at_once([back, partial(write.done.blocks.add, block)])
+    return unstacked(after._replace(**_rows_of(rows)), states)
+
+
+def _moments_of(state: Any) -> RowMoments:
+    return RowMoments(state.first_moment, state.second_moment, state.row_energy)
+
+
+def _rows_of(state: Any) -> dict[str, Any]:
+    return {name: getattr(state, name) for name in _ROWS}
 
 
 def _key(target: Tensor, dither: Dither | None) -> int | None:

@@ -109,3 +109,35 @@ def test_slots_hold_every_coefficient_once():
         slots = slots_of(cut, torch.device("cpu"))
         assert len(set(slots.tolist())) == n
         assert 0 <= slots.min() <= slots.max() < cut.slots
+
+
+def test_what_a_gpu_has_the_registers_for(monkeypatch):
+    import torch
+    from lowrank_backends import _torch_rows
+
+    class Cuda(torch.Tensor):
+        """Stands for a tensor of a GPU."""
+
+        is_cuda = True
+        device = torch.device("cuda", 0)
+
+    monkeypatch.setattr(_torch_rows, "Parameter", Cuda)
+    monkeypatch.setattr(_torch_rows, "_has_kernels", lambda device: True)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
+
+    def takes(n, kind=torch.float32):
+        x = torch.zeros(2, n, dtype=kind).as_subclass(Cuda)
+        return _torch_rows.takes(x, x)
+
+    for precision, chip, wanted in (
+        ("highest", 80, [True, False, False]),
+        ("high", 80, [True, True, False]),
+        ("highest", 90, [True, True, False]),
+    ):
+        monkeypatch.setattr(_torch_rows, "_capability", lambda device, chip=chip: chip)
+        assert [takes(n) for n in (4096, 8192, 11008)] == wanted
+        assert not takes(4096, torch.float64)
+    x = torch.zeros(2, 96).as_subclass(Cuda)
+    assert _torch_rows.takes(x, x)
+    assert not _torch_rows.takes(x, torch.zeros(3, 96).as_subclass(Cuda))
+    assert not _torch_rows.takes(x.mT.contiguous().mT, x)

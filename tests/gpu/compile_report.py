@@ -17,7 +17,7 @@ import triton
 from lowrank_backends._torch_rows import LONGEST
 from lowrank_backends._triton_rows import step_rows
 from lowrank_backends._triton_sums import column_sums
-from lowrank_backends._triton_tables import Factors, factors, padded
+from lowrank_backends._triton_tables import Factors, factors, holds, padded
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -149,6 +149,9 @@ def main() -> None:
         for chip in given.chips:
             for kernel in given.kernels:
                 for precision in given.precisions:
+                    if cut is None or not holds(cut, precision == "highest", chip):
+                        print(f"| {n} | sm_{chip} | {kernel} | {precision} | not taken | | | | |")
+                        continue
                     r = report(kernel, n, chip, precision)
                     taken = f"{r.registers} | {r.stack} | {r.spills} | {r.shared}"
                     line = f"| {n} | sm_{chip} | {kernel} | {precision} | {warps} | {taken} |"

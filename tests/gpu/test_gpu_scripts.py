@@ -97,6 +97,8 @@ def test_the_report_tells_spills_in_a_loop_from_others():
 def test_no_kernel_spills_in_a_loop_or_asks_for_too_much_shared_memory(chip, kernel, precision):
     report = script("compile_report")
     for n in report.SIZES:
+        if not report.holds(report.factors(n), precision == "highest", chip):
+            continue  # where the planner does not let it through
         found = report.report(kernel, n, chip, precision)
         assert found.spills == 0, (n, found)
         assert found.shared <= report.SHARED[chip], (n, found)
