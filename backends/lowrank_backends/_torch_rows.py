@@ -14,8 +14,6 @@ from torch.nn import Parameter
 from lowrank_backends._triton_tables import factors, holds, splits
 
 _KINDS = (torch.float32, torch.bfloat16)
-# The longest rows of which the compiler's report shows no spilled registers (tests/gpu/compile_report.py).
-LONGEST = 8192
 _LEAST_CAPABILITY = 80
 
 _interpreted = False
@@ -50,10 +48,9 @@ def takes(gradient: Tensor, parameter: Tensor) -> bool:
     Matrices ``(m, n)`` or ``(k, m, n)`` of float32 or bfloat16 with contiguous rows, of a length that is a product of
     two factors that tables hold, on a GPU that Triton compiles for.
     """
-    n = gradient.shape[-1]
     if gradient.shape != parameter.shape or not all(map(_is_takeable, (gradient, parameter))):
         return False
-    cut = factors(n) if n <= LONGEST else None
+    cut = factors(gradient.shape[-1])
     if cut is None or _interpreted:
         return cut is not None
     return holds(cut, splits(gradient), _capability(gradient.device))

@@ -26,8 +26,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# The longest side of a table: a tile of the operands of one product.
-_LONGEST_SIDE = 128
+# The longest side of a tile: with longer ones there are not the registers. So rows are up to 2 * 64 * 64 long.
+_LONGEST_SIDE = 64
 # Of the shorter sides a tile of tensor-core products has at least so many rows.
 _LEAST_SIDE = 16
 # Numbers of a tile that four warps hold.

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import triton
-from lowrank_backends._torch_rows import LONGEST
 from lowrank_backends._triton_rows import step_rows
 from lowrank_backends._triton_sums import column_sums
 from lowrank_backends._triton_tables import Factors, factors, holds, padded
@@ -59,7 +58,7 @@ class Report(NamedTuple):
 def report(kernel: str, n: int, chip: int, precision: str = "high") -> Report:
     """Return what a kernel takes: ``"sums"``, or that of rows at rank ``n / 4`` by its residual policy."""
     cut = factors(n)
-    if cut is None or n > LONGEST:
+    if cut is None:
         raise ValueError(f"n must be a length that the kernels take, got {n}")
     if kernel == "sums":
         types = _typed("*fp32", "x part phases") | _typed("*fp16", "outer inner")
