@@ -15,7 +15,9 @@ pytestmark = pytest.mark.usefixtures("torch")
 
 # Shares of the way that a step moves, or of the norm of a moment. Products of float16 operands in two halves are as
 # exact as float32, whose rounding of a parameter is 1e-5 of a step a hundred times smaller; single ones as float16.
-BOUNDS = {"highest": 1e-4, "high": 2e-3}
+BOUNDS = {"highest": 2e-4, "high": 2e-3}
+# The sign of what is near zero turns with rounding, and each that turns is wrong by twice its size.
+TURNED = 0.02
 # Of numbers that are rounded to bfloat16, the share that may fall on the other side.
 OTHER_SIDE = 0.03
 
@@ -33,9 +35,16 @@ def fast():
     return found(*triton_runs.FAST)
 
 
+@pytest.fixture(scope="module")
+def slow():
+    return found(*triton_runs.SLOW)
+
+
 def check(name, errors):
     assert errors
     bound = BOUNDS["high" if "high" in name.split() or "bfloat16" in name else "highest"]
+    if "sign" in name and bound == BOUNDS["high"]:
+        bound = TURNED
     if "random" in name:
         bound = OTHER_SIDE
     assert errors == {what: pytest.approx(0.0, abs=bound) for what in errors}
@@ -50,8 +59,8 @@ def test_kernels_give_what_the_standard_gives(fast, name):
 @needs_triton
 @pytest.mark.slow
 @pytest.mark.parametrize("name", triton_runs.SLOW)
-def test_kernels_at_more_sizes(name):
-    check(name, found(name)[name])
+def test_kernels_at_more_sizes(slow, name):
+    check(name, slow[name])
 
 
 def test_no_kernel_is_taken_on_a_cpu_nor_made():
