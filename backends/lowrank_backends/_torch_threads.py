@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from queue import Empty, SimpleQueue
 from threading import Barrier, Event, Lock
 from typing import TypeVar
@@ -102,7 +102,8 @@ def for_each(work: Callable[[T], object], items: Iterable[T]) -> None:
                 raise
 
     with _pool.lock:
-        executor, futures = _pool.of(threads), []
+        executor = _pool.of(threads)
+        futures: list[Future[None]] = []
         try:
             futures.extend(executor.submit(work_off) for _ in range(threads))
             begin.set()

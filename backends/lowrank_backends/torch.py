@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.utils._device import DeviceContext
 
+from lowrank_backends import _torch_rows
 from lowrank_backends._torch_threads import for_each, num_threads
 from lowrank_core import StandardOps
 from lowrank_core._typing import Scalar
@@ -19,6 +20,7 @@ from lowrank_core.ops.axes import along_last, expand_index
 from lowrank_core.ops.constants import Constants
 from lowrank_core.ops.crossovers import Crossovers
 from lowrank_core.ops.makhoul import dct_by_fft, fft_phases, idct_by_fft
+from lowrank_core.ops.rows import RowMoments, RowStep, RowWrite
 from lowrank_core.ops.standard import Coefficients
 
 try:
@@ -143,6 +145,31 @@ class TorchOps(StandardOps[Tensor]):
         if _is_plain(x):
             return _torch_cosine.dct_scored(x, axis=axis, norms=norms, scratch=self._scratch)
         return super().dct_scored(x, axis=axis, norms=norms)
+
+    def has_row_kernels(self, gradient: Tensor, parameter: Tensor) -> bool:
+        """Return whether there are Triton kernels for such matrices."""
+        return _torch_rows.takes(gradient, parameter) and not _is_recorded()
+
+    def dct_sums(self, x: Tensor, *, norms: Sequence[str]) -> Tensor:
+        """Return the sums over columns, of what the kernels take in one pass over it."""
+        if not self.has_row_kernels(x, x):
+            return super().dct_sums(x, norms=norms)
+        sums: Tensor = _torch_rows.launches().dct_sums(x, norms)
+        return sums
+
+    def step_rows(
+        self,
+        parameter: Tensor,
+        gradient: Tensor,
+        moments: RowMoments,
+        job: RowStep,
+        write: RowWrite,
+    ) -> tuple[Tensor, RowMoments]:
+        """Return parameter and moments after the step of their rows; what the kernels take is written to."""
+        if not self.has_row_kernels(gradient, parameter):
+            return super().step_rows(parameter, gradient, moments, job, write)
+        _torch_rows.launches().step_rows(parameter, gradient, moments, job, write)
+        return parameter, moments
 
     def idct_columns(self, values: Tensor, indices: Tensor, size: int, *, axis: int) -> Tensor:
         """Return the inverse DCT of few columns; on the CPU they are put where it begins."""

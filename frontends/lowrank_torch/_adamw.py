@@ -74,7 +74,8 @@ def adamw_step(
             done = Done()
             target = _Target(values.float(), gradient.float(), state)
             to_the_end(partial(_step_narrow, values, target, group, dither, done, ops), done)
-    fused, others = [], []
+    fused: list[_Target] = []
+    others: list[_Target] = []
     for target in wide:
         (fused if _is_fused(target, group) else others).append(target)
     if others:

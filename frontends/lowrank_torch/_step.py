@@ -21,6 +21,7 @@ from lowrank_torch._matrices import as_matrices, from_matrices, matrix_views
 from lowrank_torch._parts import parts_of, rows_per_part, step_part, step_parts
 from lowrank_torch._plan import BoundMatrices, Plan
 from lowrank_torch._redistribute import redistribution
+from lowrank_torch._rows import step_rows, takes_rows
 from lowrank_torch._sharding import local_gradient, local_of
 from lowrank_torch._stack import Stack
 from lowrank_torch._state import entries_of, stacked, state_of, unstacked
@@ -35,21 +36,22 @@ def step_here(stack: Stack, ops: Ops) -> None:
 def _step_views(stack: Stack, views: _Views, done: Done, ops: Ops) -> None:
     """Do of a step what has not been ``done``."""
     after = []
-    for bound, targets, gradient in zip(
+    for bound, targets, gradients in zip(
         stack.matrices, views.targets, views.gradients, strict=True
     ):
         write = _write_of(stack, bound.number, done, ops)
-        after.append(_step_matrices(stack, bound, targets, gradient, write))
+        after.append(_step_matrices(stack, bound, targets, gradients, write))
     _keep(stack, views, after, done)
 
 
 def step_sharded(stack: Stack, ops: Ops) -> ShardedSteps[None]:
     """Do what `step_here` does on parameters that lie on several ranks, or whose work ranks share: a generator."""
     views, done, after = _views_of(stack), Done(), []
-    for bound, targets, gradient in zip(
+    for bound, targets, gradients in zip(
         stack.matrices, views.targets, views.gradients, strict=True
     ):
         write = _write_of(stack, bound.number, done, ops)
+        gradient = _together(gradients)
         after.append((yield from _step_shards(stack, bound, targets, gradient, write)))
     _keep(stack, views, after, done)
 
@@ -59,8 +61,8 @@ class _Views(NamedTuple):
 
     #: Views of the parameters, to be written to.
     targets: list[tuple[Tensor, ...]]
-    #: The gradients, or the coefficients that were kept of them; those of several members as one stack.
-    gradients: Sequence[Tensor]
+    #: The gradients, or the coefficients that were kept of them.
+    gradients: list[tuple[Tensor, ...]]
     #: Each parameter on this rank, and the same laid out as matrices: a copy where its memory is laid out otherwise.
     wholes: list[tuple[Tensor, Tensor]]
 
@@ -77,10 +79,12 @@ def _views_of(stack: Stack) -> _Views:
             gradients.append(member.projected)
             continue
         gradients.append(gradients_of(local_gradient(member.parameter), plan))
-    together = gradients[0]
-    if len(gradients) > 1:
-        together = list(map(torch.stack, zip(*gradients, strict=True)))
-    return _Views(list(zip(*targets, strict=True)), together, wholes)
+    return _Views(list(zip(*targets, strict=True)), list(zip(*gradients, strict=True)), wholes)
+
+
+def _together(gradients: Sequence[Tensor]) -> Tensor:
+    """Return the gradients of several members as one stack, that of one as it is."""
+    return gradients[0] if len(gradients) == 1 else torch.stack(list(gradients))
 
 
 def _keep(stack: Stack, views: _Views, after: Sequence[Sequence[Any]], done: Done) -> None:
@@ -101,13 +105,16 @@ def _step_matrices(
     stack: Stack,
     bound: BoundMatrices,
     targets: Sequence[Tensor],
-    gradient: Tensor,
+    gradients: Sequence[Tensor],
     write: Write,
 ) -> list[Any]:
     """Step matrices that this process has all of; return their new states."""
     matrix, rule, ops = bound.step, stack.rule, write.ops
     states = [state_of(member.state, bound, rule) for member in stack.members]
     due = _due(stack, bound, states)
+    if takes_rows(stack, bound, targets, gradients, ops):
+        return step_rows(bound, targets, gradients, states, due, write)
+    gradient = _together(gradients)
     if (length := rows_per_part(stack, matrix, ops)) < matrix.layout.rows:
         parts = parts_of(targets[0], gradient, states[0], matrix, length)
         after = step_parts(parts, partial(step_part, matrix, rule, due), write)

@@ -23,5 +23,9 @@ LEAST_PART = 2**18
 CPU_BLOCK = 2**18
 DEVICE_BLOCK = 2**24
 
+#: Numbers of a matrix up to which kernels step it as part of a stack, a copy: launches of its own would cost more. Not
+#: measured.
+SMALL_MEMBER = 2**20
+
 #: Smallest numbers of rows or columns by which a matrix looks like a vocabulary's table.
 VOCABULARY = 8192

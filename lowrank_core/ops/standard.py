@@ -19,6 +19,7 @@ from lowrank_core.ops.axes import along_last, expand_index, inverse_index
 from lowrank_core.ops.constants import Constants
 from lowrank_core.ops.crossovers import Crossovers
 from lowrank_core.ops.makhoul import dct_by_fft, fft_phases, idct_by_fft
+from lowrank_core.ops.rows import RowMoments, RowStep, RowWrite, step_rows
 
 T = TypeVar("T")
 A_co = TypeVar("A_co", covariant=True)
@@ -138,6 +139,43 @@ class StandardOps(Generic[A]):
         terms = x * x if norm == "l2" else self.xp.abs(x)
         sums: A = self.xp.sum(terms, axis=-3 - axis)
         return sums
+
+    # -- two passes over a gradient ------------------------------------------------------------
+
+    def has_row_kernels(self, gradient: A, parameter: A) -> bool:
+        """Return whether :meth:`dct_sums` and :meth:`step_rows` are one pass each over such matrices, in place."""
+        return False
+
+    def dct_sums(self, x: A, *, norms: Sequence[str]) -> A:
+        """Return the sums over the columns of the DCT of rows ``(..., m, n)``, for each norm: ``(norms, ..., n)``."""
+        sums: A = self.xp.stack(
+            [self.column_sums(self.dct(x, axis=-1), axis=-1, norm=norm) for norm in norms]
+        )
+        return sums
+
+    def step_rows(
+        self, parameter: A, gradient: A, moments: RowMoments, job: RowStep, write: RowWrite
+    ) -> tuple[A, RowMoments]:
+        """Return the parameter and the moments after all that follows the choice of columns in a step of DCT-AdamW.
+
+        Parameters
+        ----------
+        parameter, gradient
+            ``(..., m, n)``, in the dtype of arithmetic. An adapter may take narrower ones, and moments, and rounds
+            these as `lowrank_core.numerics.rounding` does.
+        moments
+            The state of the rows before.
+        job
+            What rows need besides themselves.
+        write
+            How the step is written.
+
+        Returns
+        -------
+        tuple
+            The new parameter and moments. Where :meth:`has_row_kernels`, these are those that were given, written to.
+        """
+        return step_rows(parameter, gradient, moments, job, write, self)
 
     # -- Adam and the sign of what is left -----------------------------------------------------
 

@@ -190,11 +190,7 @@ def _rest(
     """
     config, layout, ops, t = matrix.config, matrix.layout, matrix.ops, state.step
     a, columns, _, A, S = projected
-    rho = config.residual_scale
-    if rho is None:
-        rho = DEFAULT_SCALE.get(config.residual, 1.0)
-    if config.residual != "scaled":  # as what is in the subspace, by whose length it is scaled
-        rho = rho * config.update_scale
+    rho = rest_scale(config)
     if config.residual == "sign" and columns.outside is not None:
         rho = rho * ops.astype(columns.outside, A.dtype)[..., None, None]
     match config.residual:
@@ -226,6 +222,16 @@ def _rest(
             return (DenseRest(E) if S is None else CoefficientRest(E)), state
         case _:
             return None, state
+
+
+def rest_scale(config: DCTAdamWConfig) -> Scalar:
+    """Return what the residual part of a step is multiplied by, besides the learning rate."""
+    rho = config.residual_scale
+    if rho is None:
+        rho = DEFAULT_SCALE.get(config.residual, 1.0)
+    if config.residual != "scaled":  # as what is in the subspace, by whose length it is scaled
+        rho = rho * config.update_scale
+    return rho
 
 
 def _with_feedback(
@@ -280,7 +286,7 @@ def adam_step(
     if ages is not None:
         # No older than that: it makes no difference to any weight, and there is an end to int32.
         ages = ages + ops.astype(ages < 2**30, ages.dtype)
-    weights = _weights(ages, t, low_rank, matrix)
+    weights = moment_weights(ages, t, low_rank, matrix)
     if config.factored:
         # sqrt(D_ij), with D_ij = p_i c_j / mean(c) in the place of v
         roots = _roots(columns, state, t, matrix).of_columns(columns.indices, layout.axis, ops)
@@ -311,7 +317,7 @@ def adam_step(
     )
 
 
-def _weights(
+def moment_weights(
     ages: Array | None, t: int | Array, like: Array, matrix: MatrixStep[DCTAdamWConfig]
 ) -> tuple[Scalar, Scalar]:
     """Return what the two moments are divided by: to correct for their start at zero, and to scale the update."""

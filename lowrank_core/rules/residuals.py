@@ -57,10 +57,14 @@ def normalize_columns(
     coefficients: Array, mean_square: Array, scale: Scalar, eps: Scalar, ops: Ops, *, axis: int
 ) -> Array:
     """Return ``scale * S_j / (sqrt(c_j) + eps)`` for every column ``j`` with mean square ``c_j``, zero for rounding."""
+    return coefficients * on_axis(column_factors(mean_square, scale, eps, ops), axis)
+
+
+def column_factors(mean_square: Array, scale: Scalar, eps: Scalar, ops: Ops) -> Array:
+    """Return ``scale / (sqrt(c_j) + eps)`` for every column ``j`` with mean square ``c_j``, zero for rounding."""
     norms = ops.xp.sqrt(mean_square)
     # Divided by itself, rounding would be of full size.
-    factors = scale / infinite_where(is_rounding(norms, ops), norms + eps, norms, ops)
-    return coefficients * on_axis(factors, axis)
+    return scale / infinite_where(is_rounding(norms, ops), norms + eps, norms, ops)
 
 
 def bound_coefficients(coefficients: Array, roots: Array, scale: Scalar, ops: Ops) -> Array:

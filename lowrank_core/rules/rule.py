@@ -94,6 +94,9 @@ class Rule(NamedTuple):
     #: gradient on the current columns, and the step on these alone; ``None`` where the rule has no such step.
     project: Callable[[Array, Any, MatrixStep[Any]], Array] | None = None
     step_projected: Callable[[Array, Any, MatrixStep[Any]], tuple[LowRankUpdate, Any]] | None = None
+    #: ``fits_rows(matrix)``: whether steps can be done in two passes (`lowrank_core.rules.dct_adamw_rows`); ``None``
+    #: where the rule has no such step.
+    fits_rows: Callable[[MatrixStep[Any]], bool] | None = None
 
     #: ``choose(gradient, state, matrix)``: the columns ``(..., r)`` that the next step takes, of a rule whose state has
     #: none; ``None`` where the state after a step has them.

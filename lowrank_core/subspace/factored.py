@@ -52,8 +52,13 @@ def row_squares(x: Array, axis: int, ops: Ops) -> Array:
 
 def factored_roots(row_energy: Array, energy: Array, ops: Ops) -> Roots:
     """Return the roots of the second moment with these mean squares of rows and of columns."""
+    return Roots(ops.xp.sqrt(row_energy), column_shares(energy, ops))
+
+
+def column_shares(energy: Array, ops: Ops) -> Array:
+    """Return ``sqrt(c / mean(c))`` of mean squares ``c`` of columns, ``(..., size)``, dimensionless."""
     xp = ops.xp
     mean = xp.mean(energy, axis=-1, keepdims=True)
     # A gradient of zeros has no share to divide.
-    shares = xp.sqrt(energy / xp.where(mean > 0, mean, xp.ones_like(mean)))
-    return Roots(xp.sqrt(row_energy), shares)
+    shares: Array = xp.sqrt(energy / xp.where(mean > 0, mean, xp.ones_like(mean)))
+    return shares

@@ -1,0 +1,141 @@
+"""DCT-AdamW's two passes over memory on CUDA: which matrices they take, and the launches of the Triton kernels.
+
+Importing this module compiles nothing: a kernel is compiled when it is first launched, and Triton keeps it on disk.
+Nothing here waits for the device, and everything runs on the current stream. Importing needs Triton.
+
+References
+----------
+I.-V. Modoranu et al., "FFT-based dynamic subspace selection for low-rank adaptive optimization of large language
+models", arXiv 2505.17967; J. Makhoul, IEEE Trans. ASSP 28 (1980) 27.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowrank_backends._triton_rows import step_rows as rows_kernel
+from lowrank_backends._triton_sums import column_sums as sums_kernel
+from lowrank_backends._triton_tables import Factors, factors, padded, slots_of, splits, tables
+from lowrank_core.numerics.random import fold
+from lowrank_core.ops.rows import RowMoments, RowStep, RowWrite
+
+#: Warps that a multiprocessor has room for, by the registers of a thread in the compiler's report. Not measured.
+RESIDENT_WARPS = 16
+# The salts of `lowrank_core.rules.state`: which moment of a step is rounded.
+_FIRST, _SECOND = 1, 2
+_NO_KEY = 0
+
+
+def _cut(x: Tensor) -> Factors:
+    found = factors(x.shape[-1])
+    if found is None:
+        raise ValueError(f"rows must have a length that has_row_kernels takes, got {x.shape[-1]}")
+    return found
+
+
+@functools.lru_cache(maxsize=32)
+def _processors(device: torch.device) -> int:
+    if device.type != "cuda":  # Triton's interpreter, one program after the other
+        return 1
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def _grid(x: Tensor, cut: Factors) -> tuple[tuple[int, int], int]:
+    """Return a grid that fills the device with programs for the matrices ``(k, m, n)``, and the rows of each."""
+    matrices, rows = x.shape[0], x.shape[1]
+    resident = _processors(x.device) * RESIDENT_WARPS // cut.warps
+    programs = max(1, min(rows, resident // matrices))
+    each = -(-rows // programs)
+    return (-(-rows // each), matrices), each
+
+
+def _constants(cut: Factors, x: Tensor) -> dict[str, Any]:
+    return {
+        "n": cut.n, "N1": cut.n1, "N2": cut.n2, "P1": cut.p1, "P2": cut.p2, "SPLIT": splits(x),
+        # Triton's default, said so that a change of it changes nothing here.
+        "num_warps": cut.warps, "maxnreg": cut.registers, "num_stages": 1, "enable_fp_fusion": True,
+    }  # fmt: skip
+
+
+def _stack(x: Tensor) -> Tensor:
+    """Return matrices ``(..., m, n)`` as a view ``(k, m, n)``."""
+    return x[None] if x.ndim == 2 else x
+
+
+def dct_sums(x: Tensor, norms: Sequence[str]) -> Tensor:
+    """Return the sums over the columns of the DCT of rows ``(k, m, n)`` or ``(m, n)``: ``(norms, k, n)``, float32.
+
+    Each norm is one pass over ``x``. The same sums to the bit on every run on the same device.
+    """
+    stack, cut = _stack(x), _cut(x)
+    grid, each = _grid(stack, cut)
+    held = tables(cut, splits(x), x.device)
+    sums = []
+    for norm in norms:
+        part = torch.empty(grid[1], grid[0], cut.n, dtype=torch.float32, device=x.device)
+        sums_kernel[grid](
+            stack, part, *held, stack.shape[1], each, stack.stride(1), stack.stride(0), 0,
+            ABSOLUTE=norm == "l1", **_constants(cut, x),
+        )  # fmt: skip
+        sums.append(part.sum(1))
+    return torch.stack(sums).view(len(sums), *x.shape[:-2], cut.n)
+
+
+def step_rows(
+    parameter: Tensor, gradient: Tensor, moments: RowMoments, job: RowStep, write: RowWrite
+) -> None:
+    """Do what `lowrank_core.StandardOps.step_rows` does on ``(k, m, n)`` or ``(m, n)``, in place, in one pass."""
+    stack, target, cut = _stack(gradient), _stack(parameter), _cut(gradient)
+    grid, each = _grid(stack, cut)
+    slot, column = _by_slot(job, cut, stack.shape[0])
+    parts = 4 if job.rest == "sign" else 2
+    scratch = torch.empty(
+        grid[0] * grid[1] * parts * cut.p1 * cut.p2, dtype=torch.float32, device=gradient.device
+    )
+    first, second, rows = moments
+    rank, weights = job.indices.shape[-1], job.weights
+    rows_kernel[grid](
+        stack, target, first, first if second is None else second, first if rows is None else rows,
+        scratch, slot, slot if job.before is None else job.before, job.eps,
+        job.eps if job.shares is None else job.shares, column, job.scale,
+        *tables(cut, splits(gradient), gradient.device), stack.shape[1], each,
+        stack.stride(1), stack.stride(0), target.stride(1), target.stride(0), rank, 0,
+        write.lr, write.weight_decay, *weights, *job.betas, job.decay, job.plain_eps,
+        _moment_key(first, _FIRST, job.step), _moment_key(first, _SECOND, job.step),
+        _NO_KEY if write.key is None else write.key,
+        PR=padded(rank), REST=job.rest, FACTORED=second is None, MOVED=job.before is not None,
+        RANDOM=write.key is not None, RATE_AT=isinstance(write.lr, Tensor),
+        DECAY_AT=isinstance(write.weight_decay, Tensor), WEIGHTS_AT=isinstance(weights[0], Tensor),
+        **_constants(cut, gradient),
+    )  # fmt: skip
+
+
+def _by_slot(job: RowStep, cut: Factors, matrices: int) -> tuple[Tensor, Tensor]:
+    """Return the slot of each chosen column, ``(k, r)`` int32, and by slot what the kernel makes of it.
+
+    The second, ``(k, slots)`` float32, is the ``column`` of `lowrank_backends._triton_rows._outside`.
+    """
+    indices = job.indices.view(matrices, -1).long()
+    place = slots_of(cut, indices.device)
+    slot = place[indices]
+    chosen = -1.0 if job.rest == "bounded" else 1.0
+    column = torch.zeros(matrices, cut.slots, dtype=torch.float32, device=indices.device)
+    if job.column is not None:
+        # Of the bounded rest, columns of nothing but rounding are -1: to the kernel these are 0.
+        by_column = job.column.view(matrices, -1).clamp(min=0.0)
+        column.scatter_(1, place.expand(matrices, -1), by_column)
+    column.scatter_(1, slot, chosen)
+    return slot.to(torch.int32), column
+
+
+def _moment_key(moment: Tensor, salt: int, step: int) -> int:
+    """Return the key of the draws that round a narrow moment: that of `lowrank_core.numerics.rounding.store`."""
+    if moment.dtype == torch.float32:
+        return _NO_KEY
+    key: Any = torch.full((1,), salt, dtype=torch.int32, device="cpu")
+    return int(fold(key, step))

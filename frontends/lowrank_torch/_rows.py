@@ -1,0 +1,128 @@
+"""A stack's step in two passes over memory, in place, where the adapter has kernels for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowrank_core.numerics.random import fold
+from lowrank_core.ops.rows import RowMoments, RowStep, RowWrite
+from lowrank_core.ops.standard import Ops
+from lowrank_core.rules.dct_adamw_rows import dct_adamw_rows, norms_due
+from lowrank_core.rules.reductions import run
+from lowrank_torch._apply import Dither, Write
+from lowrank_torch._commit import at_once
+from lowrank_torch._plan import BoundMatrices
+from lowrank_torch._stack import Stack
+from lowrank_torch._state import stacked, unstacked
+from lowrank_torch._tuning import SMALL_MEMBER
+
+# The arrays of the state that have rows; they stay where they are.
+_ROWS = ("first_moment", "second_moment", "row_energy")
+
+
+def takes_rows(
+    stack: Stack,
+    bound: BoundMatrices,
+    targets: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    ops: Ops,
+) -> bool:
+    """Return whether `step_rows` does the step of these matrices."""
+    fits = stack.rule.fits_rows
+    return (
+        fits is not None
+        and not torch.compiler.is_compiling()
+        and all(member.projected is None for member in stack.members)
+        and all(map(ops.has_row_kernels, gradients, targets))
+        and fits(bound.step)
+    )
+
+
+def step_rows(
+    bound: BoundMatrices,
+    targets: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    states: Sequence[Any],
+    due: Any,
+    write: Write,
+) -> list[Any]:
+    """Step matrices; return their new states.
+
+    Columns are chosen for all members at once. Small members are stepped as one stack, a copy, in as many launches as
+    one. The rows of others are one call each, in place, and noted as written with the next instruction: a step that is
+    interrupted and done again passes them over.
+    """
+    matrix, ops = bound.step, write.ops
+    norms, sums = norms_due(matrix.config, due), None
+    copied = _is_better_copied(targets, write)
+    if copied:
+        gradients = [torch.stack(list(gradients))]
+    if norms:
+        own = [ops.dct_sums(gradient, norms=norms) for gradient in gradients]
+        sums = own[0] if len(own) == 1 else torch.stack(own, 1)
+    light = [state._replace(**dict.fromkeys(_ROWS)) for state in states]
+    before = stacked(light, matrix.layout.batch)
+    job, after = run(dct_adamw_rows(sums, before, matrix, due))
+    if copied:
+        return _step_copy(targets, gradients[0], states, (job, after), write)
+    members = zip(targets, gradients, states, write.dithers, strict=True)
+    for place, (target, gradient, state, dither) in enumerate(members):
+        if (*write.key, place) in write.done.blocks:
+            continue
+        one = job if len(states) == 1 else job.of(place)
+        how = RowWrite(write.lr, write.weight_decay, _key(target, dither))
+        ops.step_rows(target, gradient, _moments_of(state), one, how)
+        write.done.blocks.add((*write.key, place))
+    kept = zip(unstacked(after, light), states, strict=True)
+    return [new._replace(**_rows_of(state)) for new, state in kept]
+
+
+def _is_better_copied(targets: Sequence[Tensor], write: Write) -> bool:
+    """Return whether members are stepped as one stack: each is a matrix for which launches cost more than a copy."""
+    first = targets[0]
+    small = len(targets) > 1 and first.ndim == 2 and first.numel() <= SMALL_MEMBER
+    # Of a stack, draws would be numbered otherwise.
+    return small and all(
+        _key(target, d) is None for target, d in zip(targets, write.dithers, strict=True)
+    )
+
+
+def _step_copy(
+    targets: Sequence[Tensor],
+    gradient: Tensor,
+    states: Sequence[Any],
+    chosen: tuple[RowStep, Any],
+    write: Write,
+) -> list[Any]:
+    """Step the members of a stack as one copy of them all, written back at once."""
+    job, after = chosen
+    whole = torch.stack([*targets])
+    rows = stacked(states, ())
+    how = RowWrite(write.lr, write.weight_decay)
+    write.ops.step_rows(whole, gradient, _moments_of(rows), job, how)
+    block = (*write.key, 0)
+    if block not in write.done.blocks:
+        back = partial(torch._foreach_copy_, [*targets], [*whole.unbind()])
+        at_once([back, partial(write.done.blocks.add, block)])
+    return unstacked(after._replace(**_rows_of(rows)), states)
+
+
+def _moments_of(state: Any) -> RowMoments:
+    return RowMoments(state.first_moment, state.second_moment, state.row_energy)
+
+
+def _rows_of(state: Any) -> dict[str, Any]:
+    return {name: getattr(state, name) for name in _ROWS}
+
+
+def _key(target: Tensor, dither: Dither | None) -> int | None:
+    """Return the key of the draws that a parameter is rounded by, as `apply_update` has it for its first block."""
+    if dither is None or target.dtype == torch.float32:
+        return None
+    key: Any = torch.full((1,), dither.stream, dtype=torch.int32, device="cpu")
+    return int(fold(fold(key, dither.step), dither.place))

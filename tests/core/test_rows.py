@@ -1,0 +1,97 @@
+"""A step in two passes, column sums and then rows, is the step there is."""
+
+import numpy as np
+import pytest
+from helpers import assert_close, assert_identical, from_numpy, normal, to_numpy
+
+import lowrank_core as lc
+from lowrank_core.ops.rows import RowMoments, RowWrite
+from lowrank_core.rules.dct_adamw_columns import columns_due
+from lowrank_core.rules.dct_adamw_rows import dct_adamw_rows, fits_rows, norms_due
+from lowrank_core.rules.reductions import run
+from lowrank_core.rules.rule import bind
+
+LR, DECAY = 0.05, 0.1
+FACTORED = {"second_moment": "factored", "betas": (0.9, 0.999)}
+OPTIONS = [
+    {"residual": "discard"},
+    {"residual": "sign"},
+    {"residual": "sign", "refresh_every": 3, "score": "l1", "residual_scale": 0.4},
+    {"residual": "normalized", "score_decay": 0.9, "hysteresis": 0.2, "update_scale": 0.5},
+    {"residual": "normalized", "refresh_every": 2, "selection": "sampled"},
+    {"residual": "bounded", "score_decay": 0.9, **FACTORED},
+    {"residual": "discard", "refresh_every": 2, **FACTORED},
+    {"residual": "sign", "rank": 9},
+]
+
+
+def two_passes(parameter, gradient, state, config):
+    """One step in two passes, by the operations of `StandardOps`."""
+    ops = lc.ops_for(gradient)
+    matrix = bind(config, tuple(gradient.shape), ops, ops.device_of(gradient))
+    assert fits_rows(matrix)
+    due = columns_due(state, matrix)
+    if due is not True and not bool(ops.xp.any(due)):
+        due = False
+    norms = norms_due(config, due)
+    sums = ops.dct_sums(gradient, norms=norms) if norms else None
+    job, after = run(dct_adamw_rows(sums, state, matrix, due))
+    moments = RowMoments(state.first_moment, state.second_moment, state.row_energy)
+    how = RowWrite(LR, DECAY)
+    parameter, (first, second, rows) = ops.step_rows(parameter, gradient, moments, job, how)
+    return parameter, after._replace(first_moment=first, second_moment=second, row_energy=rows)
+
+
+def gradient_at(step, shape, xp):
+    """Gradients whose columns differ, in part nothing but zeros, and at first none at all."""
+    values = normal(*shape, seed=step) * np.linspace(0.1, 2, shape[-1])
+    if step == 0:
+        values = values * 0
+    if step == 2:
+        values[..., 1, :, :] = np.cos(np.pi * 3 * (np.arange(shape[-1]) + 0.5) / shape[-1])
+    return from_numpy(values, xp, "float32")
+
+
+@pytest.mark.parametrize("xp", ["numpy", "torch"], indirect=True)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_two_passes_are_the_step(xp, options):
+    config = lc.DCTAdamWConfig(**{"rank": 3, "side": "right", **options})
+    shape = (2, 5, 9)
+    state = lc.dct_adamw_init(shape, config, xp=xp)
+    parameter = from_numpy(normal(*shape, seed=99), xp, "float32")
+    other, same = parameter, state
+    for step in range(6):
+        gradient = gradient_at(step, shape, xp)
+        update, state = lc.dct_adamw_step(gradient, state, config)
+        parameter = parameter * (1 - LR * DECAY) - lc.materialize(update) * LR
+        other, same = two_passes(other, gradient, same, config)
+        assert_identical(same.indices, state.indices)
+        assert_close(other, to_numpy(parameter), xp=xp, dtype="float32", kind="trajectory")
+    for name in ("first_moment", "second_moment", "row_energy", "energy"):
+        kept = getattr(state, name)
+        assert (kept is None) == (getattr(same, name) is None)
+        if kept is not None:
+            found = getattr(same, name)
+            assert_close(found, to_numpy(kept), xp=xp, dtype="float32", kind="trajectory")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"basis": "hartley"},
+        {"basis": "svd"},
+        {"side": "left"},
+        {"residual": "scaled"},
+        {"residual": "error_feedback"},
+        {"bias_correction": "column"},
+        {"state_dtype": "float16"},
+        {"moment_bits": 8, **FACTORED},
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_two_passes(options):
+    ops = lc.ops_for_namespace(np)
+    given = {"rank": 3, "side": "right", "residual": "discard"}
+    assert fits_rows(bind(lc.DCTAdamWConfig(**given), (5, 9), ops, None))
+    config = lc.DCTAdamWConfig(**{**given, **options})
+    assert not fits_rows(bind(config, (5, 9), ops, None))
