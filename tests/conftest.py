@@ -135,20 +135,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave most parameters of a test on JAX to the slow tests, and note on every test which libraries it exercises.
+    """Note on every test which libraries it exercises, and leave most parameters of one on JAX to the slow tests.
 
-    JAX compiles every operation anew for every shape, which takes longer than all else. What is the same on every
-    library is tried in full on the others; on JAX, by default, with the first and the last parameters of each test.
+    JAX compiles every operation anew for every shape, which takes longer than all else. So by default a test with many
+    parameters is tried on JAX with the first and the last of them; `-m slow` tries the others. Tests marked with
+    `compiles_nothing` are tried with all.
     """
-    on_jax: dict[str, list[pytest.Item]] = {}
-    for item in items:
-        callspec = getattr(item, "callspec", None)
-        if callspec is not None and callspec.params.get("xp") == "jax":
-            on_jax.setdefault(item.nodeid.partition("[")[0], []).append(item)
-    for alike in on_jax.values():
-        for item in alike[1:-1]:
-            item.add_marker(pytest.mark.slow)
     singles = {"torch": "torch", "jnp": "jax", "cupy": "cupy"}
+    on_jax: dict[str, list[pytest.Item]] = {}
     for item in items:
         names = getattr(item, "fixturenames", ())
         used = {library for fixture, library in singles.items() if fixture in names}
@@ -157,6 +151,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             used.add(callspec.params["xp"])
         for library in sorted(used):
             item.user_properties.append(("library", library))
+        if "jax" in used and item.get_closest_marker("compiles_nothing") is None:
+            on_jax.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for alike in on_jax.values():
+        for item in alike[1:-1]:
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_configure(config: pytest.Config) -> None:

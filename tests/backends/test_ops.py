@@ -24,7 +24,9 @@ def maker(xp):
     return lambda values, kind: from_numpy(values, xp, kind)
 
 
-@pytest.mark.parametrize("xp", ["numpy", "torch", "jax"], indirect=True)
+@pytest.mark.parametrize(
+    "xp", ["numpy", "torch", pytest.param("jax", marks=pytest.mark.slow)], indirect=True
+)
 def test_every_override_gives_what_the_standard_gives(xp):
     ops = adapter_of(xp)
     own = overridden(type(ops))

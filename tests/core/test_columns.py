@@ -171,6 +171,7 @@ def test_an_unchanged_choice_changes_nothing(xp):
     assert_identical(lc.carry_columns(moments, indices, indices), moments)
 
 
+@pytest.mark.compiles_nothing
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [

@@ -84,6 +84,7 @@ def test_torch_compiles_the_step_alone(torch, counting):
 
 
 # PyTorch's own compiler still calls it.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 def test_torch_compiles_to_machine_code(torch, counting):
     if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):

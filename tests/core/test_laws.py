@@ -51,6 +51,7 @@ def test_columns_ascend_and_empty_places_with_them(numbers):
             check(array, "int32", Law(columns=size))
 
 
+@pytest.mark.compiles_nothing
 @pytest.mark.parametrize(
     ("values", "given_as", "dtype", "law"),
     [

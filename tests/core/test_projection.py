@@ -197,6 +197,7 @@ def test_wide_and_narrow_index_types_mean_the_same(xp):
     assert_identical(*found)
 
 
+@pytest.mark.compiles_nothing
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [

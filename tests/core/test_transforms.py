@@ -226,6 +226,7 @@ def test_the_same_call_gives_the_same_bits(xp):
         assert_identical(lc.dct(x, method=method), lc.dct(x, method=method))
 
 
+@pytest.mark.compiles_nothing
 @pytest.mark.parametrize("function", [lc.dct, lc.idct])
 @pytest.mark.parametrize(
     ("shape", "dtype", "options", "error", "words"),

@@ -10,7 +10,7 @@ from bad_arguments import EXEMPT, KINDS, ROWS, TREES, TYPES, said_of
 
 import lowrank_core
 
-pytestmark = pytest.mark.usefixtures("optax", "torch")
+pytestmark = [pytest.mark.usefixtures("optax", "torch"), pytest.mark.compiles_nothing]
 
 CASES = [
     pytest.param(row, argument, id=f"{package.__name__}.{name}.{argument}")

@@ -77,6 +77,7 @@ def test_twenty_steps_are_the_same_in_either_and_in_both(tmp_path, name, options
             assert_same_weights(mixed, whole[OTHER[framework]])
 
 
+@pytest.mark.slow
 def test_shapes_of_all_kinds_go_on(tmp_path):
     torch_run, jax_run = TorchRun("dct_adamw", SHAPED), JaxRun("dct_adamw", SHAPED)
     whole = torch_run.fresh().train(8)

@@ -20,7 +20,7 @@ from portable_runs import ADAMW, MODEL, RUNS, JaxRun, TorchRun
 from torch.distributed.fsdp import fully_shard
 from torch_helpers import unchanged
 
-pytestmark = pytest.mark.usefixtures("optax", "torch")
+pytestmark = [pytest.mark.usefixtures("optax", "torch"), pytest.mark.compiles_nothing]
 
 
 # Trees of tests are small.

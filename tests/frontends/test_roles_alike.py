@@ -8,7 +8,7 @@ from lowrank_jax._rules import decide
 from lowrank_torch import parameter_roles
 from torch import nn
 
-pytestmark = pytest.mark.usefixtures("torch", "optax")
+pytestmark = [pytest.mark.usefixtures("torch", "optax"), pytest.mark.compiles_nothing]
 
 HEADS = [
     *("lm_head", "score", "qa_outputs", "classifier.out_proj", "logits_dense", "readout"),

@@ -33,6 +33,7 @@ def stepped(params, **options):
     }
 
 
+@pytest.mark.compiles_nothing
 @pytest.mark.parametrize(
     ("path", "shape", "axes"),
     [

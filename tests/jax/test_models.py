@@ -138,6 +138,7 @@ def test_nnx_model(use_bias):
     assert len(found) == len(BLOCK) + len(STACKED)
 
 
+@pytest.mark.slow
 def test_nnx_model_with_scanned_layers_trains():
     model = NNXModel(nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, lowrank_jax.dct_adamw(3e-3, rank=16), wrt=nnx.Param)
@@ -308,6 +309,7 @@ def test_tree_like_gemma():
     }
 
 
+@pytest.mark.compiles_nothing
 @pytest.mark.parametrize(
     ("path", "shape", "axes"),
     [

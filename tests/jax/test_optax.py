@@ -241,6 +241,7 @@ def test_every_option_of_the_core_is_in_the_signature(name):
         assert shown[field].default == inspect.signature(kind).parameters[field].default
 
 
+@pytest.mark.compiles_nothing
 @pytest.mark.parametrize("name", FACTORIES)
 @pytest.mark.parametrize("option", ["rnak", "betas", "lr"])
 def test_an_unknown_option_is_refused_by_name(name, option):

@@ -61,11 +61,13 @@ def test_sharded_rows_stay_where_they_are():
     assert across["error"] <= 1e-5
 
 
+@pytest.mark.slow
 def test_so_they_do_with_every_policy_with_trion_and_where_types_tell_shardings():
     for reports in run_sharded("policies", "trion", "explicit").values():
         check_local(reports)
 
 
+@pytest.mark.slow
 def test_explicit_axes_give_what_automatic_ones_do():
     cases = run_sharded("explicit across", "explicit meshes")
     check_local(cases["explicit meshes"])

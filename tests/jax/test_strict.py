@@ -129,6 +129,7 @@ BAD_RATES = [
 ]
 
 
+@pytest.mark.compiles_nothing
 @pytest.mark.parametrize("name", OPTIMIZERS | SCALERS)
 @pytest.mark.parametrize(("option", "value", "error"), BAD_NUMBERS)
 def test_bad_numbers_are_refused_when_an_optimizer_is_made(name, option, value, error):
@@ -137,6 +138,7 @@ def test_bad_numbers_are_refused_when_an_optimizer_is_made(name, option, value, 
         (OPTIMIZERS | SCALERS)[name](rank=RANK, **rates, **{option: value})
 
 
+@pytest.mark.compiles_nothing
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize(("option", "value", "error"), BAD_RATES)
 def test_bad_rates_are_refused_when_an_optimizer_is_made(name, option, value, error):

@@ -133,6 +133,7 @@ def test_plain_adam_for_most_is_told(look, make):
         look(make(1e-3, rank=8), strange)
 
 
+@pytest.mark.compiles_nothing
 @pytest.mark.parametrize("look", [init, lowrank_jax.summary], ids=["init", "summary"])
 @pytest.mark.parametrize("make", [dct_adamw, trion])
 @pytest.mark.parametrize(

@@ -48,11 +48,14 @@ def assert_drawn(path):
     assert (pixels != pixels[0, 0]).any(axis=-1).mean() > 0.01
 
 
-# The last two compile and start processes, for longer than the others take together.
+# All but two take minutes.
 @pytest.mark.parametrize(
     "parts",
     [
-        ("transform", "matrix", "models", "scaling", "stack", "training", "choice"),
+        ("matrix", "choice"),
+        pytest.param(
+            ("transform", "models", "scaling", "stack", "training"), marks=pytest.mark.slow
+        ),
         pytest.param(("memory",), marks=pytest.mark.slow),
         pytest.param(("jax", "startup", "compile"), marks=pytest.mark.slow),
     ],

@@ -105,6 +105,7 @@ def test_two_processes_come_to_what_one_does(text, tmp_path):
             assert losses == pytest.approx(curves[None][name], abs=1e-4), (way, name)
 
 
+@pytest.mark.slow
 def test_killed_process_ends_the_others_and_the_run_goes_on_to_the_same_bits(text, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     given = ["--checkpoint-every", str(SAVED_EVERY), "--checkpoint"]

@@ -54,6 +54,7 @@ def command(folder: Path, *more: object, optimizer: str = "dct-adamw") -> list[s
     return list(map(str, words))
 
 
+@pytest.mark.slow
 def test_same_weights_give_the_numbers_of_pytorch(
     examples: dict[str, ModuleType], tmp_path: Path
 ) -> None:

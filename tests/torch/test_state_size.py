@@ -64,6 +64,7 @@ def bases_alive(size):
     return sum(1 for o in gc.get_objects() if type(o) is torch.Tensor and o.shape == (size, size))
 
 
+@pytest.mark.slow
 def test_basis_is_shared_and_freed_with_the_last_optimizer():
     size = 101  # used by no other test, and small enough for the transform by a product
     assert bases_alive(size) == 0
