@@ -1,4 +1,7 @@
-"""Which PyTorch matrices the Triton kernels of DCT-AdamW take; Triton is imported when there is the first of them."""
+"""Which PyTorch matrices the Triton kernels of DCT-AdamW take; Triton is imported when there is the first of them.
+
+On a GPU they take some where the environment variable ``LOWRANK_KERNELS`` is 1 alone: no GPU has run them yet.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from lowrank_backends._triton_tables import factors, holds, splits
 
 _KINDS = (torch.float32, torch.bfloat16)
 _LEAST_CAPABILITY = 80
+ENVIRONMENT = "LOWRANK_KERNELS"
 
 _interpreted = False
 
@@ -59,7 +63,7 @@ def takes(gradient: Tensor, parameter: Tensor) -> bool:
 def _is_takeable(x: Tensor) -> bool:
     return (
         type(x) in (Tensor, Parameter)
-        and (_interpreted or (x.is_cuda and _has_kernels(x.device)))
+        and (_interpreted or (x.is_cuda and _are_wanted() and _has_kernels(x.device)))
         and x.dtype in _KINDS
         and x.ndim in (2, 3)
         and x.numel() > 0
@@ -68,6 +72,10 @@ def _is_takeable(x: Tensor) -> bool:
         # Views whose numbers are not those in memory.
         and not (x.is_neg() or x._is_zerotensor())
     )
+
+
+def _are_wanted() -> bool:
+    return os.environ.get(ENVIRONMENT) == "1"
 
 
 @functools.lru_cache(maxsize=32)

@@ -126,6 +126,7 @@ def test_what_a_gpu_has_the_registers_for(monkeypatch):
 
     monkeypatch.setattr(_torch_rows, "Parameter", Cuda)
     monkeypatch.setattr(_torch_rows, "_has_kernels", lambda device: True)
+    monkeypatch.setenv("LOWRANK_KERNELS", "1")
 
     def takes(n, kind=torch.float32):
         x = torch.zeros(2, n, dtype=kind).as_subclass(Cuda)
@@ -144,3 +145,5 @@ def test_what_a_gpu_has_the_registers_for(monkeypatch):
     assert _torch_rows.takes(x, x)
     assert not _torch_rows.takes(x, torch.zeros(3, 96).as_subclass(Cuda))
     assert not _torch_rows.takes(x.mT.contiguous().mT, x)
+    monkeypatch.delenv("LOWRANK_KERNELS")
+    assert not _torch_rows.takes(x, x)

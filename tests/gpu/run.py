@@ -284,6 +284,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print(NO_GPU)
         return 2
+    # Here and in the processes to come: without it optimizers step without kernels.
+    os.environ["LOWRANK_KERNELS"] = "1"
     sys.path[:0] = environment()["PYTHONPATH"].split(os.pathsep)[:5]
     run, gpu = Run(given.out, given.seconds), Gpu()
     device = torch.cuda.get_device_properties(0)

@@ -19,6 +19,11 @@ pytestmark = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def kernels(monkeypatch):
+    monkeypatch.setenv("LOWRANK_KERNELS", "1")
+
+
 def parameter(*shape, seed=0):
     source = torch.Generator().manual_seed(seed)
     made = torch.nn.Parameter(torch.randn(*shape, generator=source).cuda())
