@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from queue import Empty, SimpleQueue
-from threading import Barrier, Event, Lock
+from threading import Barrier, Event, RLock
 from typing import TypeVar
 
 import torch
@@ -31,8 +31,9 @@ class _Pool:
         """Begin without threads: of a process that forks, the new one has none but the one that forked."""
         self._executor: ThreadPoolExecutor | None = None
         self._threads = 0
-        #: Held while work is done, so that what may wait for one another is at work together.
-        self.lock = Lock()
+        #: Held while work is done, so that what may wait for one another is at work together. A thread that is
+        #: interrupted by a tracer between its work and the release can take it again.
+        self.lock = RLock()
 
     def of(self, threads: int) -> ThreadPoolExecutor:
         """Return a pool of so many threads; to be called with the lock held."""
