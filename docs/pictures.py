@@ -385,8 +385,8 @@ def state() -> Figure:
         "DCT-AdamW, rank 256": gigabytes(adamw(rank=256)),
     }
     ink = "#7d8994"
-    figure = Figure(figsize=(9.2, 2.6), facecolor="none")
-    axes = figure.add_axes((0.2, 0.04, 0.74, 0.82), facecolor="none")
+    figure = Figure(figsize=(6.4, 2.6), facecolor="none")
+    axes = figure.add_axes((0.29, 0.04, 0.60, 0.82), facecolor="none")
     bare(axes)
     for place, (name, size) in enumerate(bars.items()):
         axes.barh(place, size, height=0.7, color=ink if name == "AdamW" else CHOSEN)
