@@ -75,7 +75,7 @@ class Estimate(tuple[Row, ...]):
     world: int
     #: Bytes of the weights that FSDP2 holds whole at a time on each device, those of two blocks; 0 without it.
     gathered: int
-    #: Bytes of what a step of DCT-AdamW needs beside the rows: `TEMPORARY` times the largest hidden matrix in float32.
+    #: Bytes of what a step of DCT-AdamW needs beside the rows, one and a half of the largest matrix in float32.
     temporary: int
 
     def __str__(self) -> str:
