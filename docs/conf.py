@@ -1,8 +1,15 @@
 """Sphinx configuration; built with every warning an error, see CONTRIBUTING.md."""
 
+import re
 import sys
+import sysconfig
+from html import unescape
 from importlib.metadata import version as distribution_version
 from pathlib import Path
+from typing import Any
+
+from sphinx.application import Sphinx
+from sphinx.util.logging import getLogger
 
 # The renderer of formulas lies beside this file.
 sys.path.insert(0, str(Path(__file__).parent))
@@ -57,3 +64,62 @@ nitpick_ignore_regex = [
     (r"py:obj", r".*"),
     (r"py:.*", r"(array_api_compat|collections|jax|numpy|optax|torch|typing)\..*"),
 ]
+
+# What readers type into the search who do not know a page's words yet; a test holds that the pages are there.
+SEARCHED = {
+    "quickstart-pytorch": "train, train a model, train a PyTorch model, training loop, example",
+    "quickstart-jax": "train a JAX model, Optax",
+    "choose": "half of AdamW's memory, half of AdamW's state, half AdamW memory, less memory, which options",
+    "memory": "memory, how much memory for a 7B, memory for a 7B, memory 7B, GPU memory, VRAM",
+    "fine-tune": "finetune, fine-tuning, fine-tune, Hugging Face Trainer, HuggingFace, SFT, LoRA",
+    "tune": "loss, loss does not move, loss not decreasing, loss does not fall, learning rate",
+    "distributed": "distributed, shard over 8 GPUs, multi-GPU, several GPUs, FSDP, DDP, ZeRO",
+    "checkpoints": "resume, resume training, save and load, stop and resume, checkpoint",
+    "migrate": "migrate from GaLore, switch from AdamW, GaLore, APOLLO, Fira, Muon, Dion",
+    "troubleshoot": "out of memory, OOM, error, NaN",
+}
+
+# Folders of the machine that builds: a default value can bring one onto an API page.
+MACHINE = (sysconfig.get_path("purelib"), str(Path(__file__).resolve().parents[1]))
+
+
+def breakable(cell: re.Match[str]) -> str:
+    """Let long code in a table's cell break after a separator, so that narrow columns cut no word.
+
+    ``residual="error_feedback"`` becomes ``residual=<wbr>"error_<wbr>feedback"``: unlike CSS's
+    ``overflow-wrap: anywhere`` this leaves numbers and words whole, and copies as it is.
+    """
+    separators = r"(?<=[/_=(])(?=[^/_=()])|(?<=::)|(?<=,)(?=\S)|(?<=\.)(?=[a-z_])"
+
+    def broken(code: re.Match[str]) -> str:
+        # Names of usual length stay whole: no column is so narrow.
+        return re.sub(separators, "<wbr>", code[0]) if len(unescape(code[0])) > 15 else code[0]
+
+    return re.sub(r'(?<=<span class="pre">)[^<]+', broken, cell[0])
+
+
+def finish(_app: Sphinx, page: str, _: str, context: dict[str, Any], __: Any) -> None:
+    """Mend and check a page's HTML before it is written."""
+    body = context.get("body", "")
+    context["body"] = re.sub(r"<td\b.*?</td>", breakable, body, flags=re.DOTALL)
+    for folder in MACHINE:
+        if folder in body:
+            getLogger(__name__).warning("%s shows the path %s", page, folder)
+
+
+def mark(_: Sphinx, page: str, source: list[str]) -> None:
+    """Put the phrases of `SEARCHED` below a page's title: whole ones as index entries, single words as keywords.
+
+    The search puts main entries (``!``) before other results, and the rest of the index after them.
+    """
+    if page in SEARCHED:
+        entries = ", ".join(f"! {phrase}" for phrase in SEARCHED[page].split(", "))
+        words = f"```{{eval-rst}}\n.. meta::\n   :keywords: {SEARCHED[page]}\n```"
+        below = f"\n```{{index}} {entries}\n```\n{words}\n"
+        source[0] = re.sub(r"\A# .*\n", lambda title: title[0] + below, source[0])
+
+
+def setup(app: Sphinx) -> None:
+    """Connect what is said above to the build."""
+    app.connect("source-read", mark)
+    app.connect("html-page-context", finish)

@@ -25,6 +25,8 @@ FOLDER = Path(__file__).with_name("_static")
 INK = "#22303c"
 QUIET = "#8a97a3"
 PALE = "#d5dce2"
+# Legible on white and on black: for pictures that tables.css leaves as they are.
+EITHER = "#7d8994"
 CHOSEN = "#c8501e"
 OTHER = "#9fb4c7"
 BLUE = "#1f5f99"
@@ -384,9 +386,9 @@ def state() -> Figure:
         "DCT-AdamW, rank 512": gigabytes(adamw(rank=512)),
         "DCT-AdamW, rank 256": gigabytes(adamw(rank=256)),
     }
-    ink = "#7d8994"
-    figure = Figure(figsize=(9.2, 2.6), facecolor="none")
-    axes = figure.add_axes((0.2, 0.04, 0.74, 0.82), facecolor="none")
+    ink = EITHER
+    figure = Figure(figsize=(6.4, 2.6), facecolor="none")
+    axes = figure.add_axes((0.29, 0.04, 0.60, 0.82), facecolor="none")
     bare(axes)
     for place, (name, size) in enumerate(bars.items()):
         axes.barh(place, size, height=0.7, color=ink if name == "AdamW" else CHOSEN)
@@ -405,8 +407,14 @@ def recorded() -> list[lowrank_core.MatrixDiagnostics]:
 
 
 def energy() -> Figure:
-    """What the columns hold of each matrix's gradient on the training job."""
-    return plot.energy(recorded())
+    """What the columns hold of each matrix's gradient on the training job, in ink for white and black alike."""
+    figure = plot.energy(recorded())
+    figure.set_facecolor("none")
+    for axes in figure.axes:
+        axes.tick_params(colors=EITHER, labelcolor=EITHER)
+        axes.xaxis.label.set_color(EITHER)
+        axes.yaxis.label.set_color(EITHER)
+    return figure
 
 
 def columns() -> Figure:

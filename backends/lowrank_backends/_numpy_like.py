@@ -13,6 +13,8 @@ class NumpyLikeOps(StandardOps[Any]):
     """Operations on arrays with NumPy's indexing."""
 
     #: Module with SciPy's ``dct`` and ``idct``; ``None`` runs Makhoul's algorithm on the namespace's FFT.
+    #:
+    #: :meta hide-value:
     scipy_fft: ModuleType | None = None
 
     def dct(self, x: Array, *, axis: int) -> Array:

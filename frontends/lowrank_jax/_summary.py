@@ -49,10 +49,10 @@ class Summary(tuple[LeafSummary, ...]):
         stepped = [row for row in self if row.rank is not None]
         numbers, low_rank = (sum(math.prod(r.shape) for r in part) for part in (self, stepped))
         total = sum(row.state_bytes for row in self)
-        lines.append(
-            f"{low_rank:,} of {numbers:,} numbers in {len(stepped)} of {len(self)} leaves are stepped as matrices; "
-            f"state {total:,} bytes, beside Adam's {8 * numbers:,} in float32"
-        )
+        lines += [
+            f"{low_rank:,} of {numbers:,} numbers in {len(stepped)} of {len(self)} leaves are stepped as matrices",
+            f"state {total:,} bytes, beside Adam's {8 * numbers:,} in float32",
+        ]
         return "\n".join(lines)
 
 

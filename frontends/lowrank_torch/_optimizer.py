@@ -244,8 +244,9 @@ class LowRankOptimizer(Optimizer):
         >>> optimizer.record_diagnostics()
         >>> layer(torch.ones(2, 64)).sum().backward()
         >>> optimizer.step()
-        >>> [(row.name, row.step, round(row.captured, 2)) for row in optimizer.diagnostics()]
-        [('weight', 1, 1.0)]
+        >>> (row,) = optimizer.diagnostics()
+        >>> row.name, row.step, round(row.captured, 2)
+        ('weight', 1, 1.0)
         """
         if self._recorder is None:
             return []

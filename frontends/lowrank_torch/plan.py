@@ -37,6 +37,8 @@ LORA_RANK = 16
 #: bitsandbytes keeps tensors of fewer numbers in float32, and a float32 scale for each block of this many codes.
 _SMALL, _BLOCK = 4096, 256
 _BAR = 24
+#: What a step of DCT-AdamW holds for a moment, over its largest matrix: the highest measured at 4096 x 4096 on a CPU.
+TEMPORARY = Fraction(3, 2)
 #: Types of models in Hugging Face's configurations that are made here, without Transformers.
 DECODERS = ("llama", "mistral", "qwen2", "gemma")
 
@@ -73,7 +75,7 @@ class Estimate(tuple[Row, ...]):
     world: int
     #: Bytes of the weights that FSDP2 holds whole at a time on each device, those of two blocks; 0 without it.
     gathered: int
-    #: Bytes of what a step of DCT-AdamW needs beside the rows, one hidden matrix in float32.
+    #: Bytes of what a step of DCT-AdamW needs beside the rows, one and a half of the largest matrix in float32.
     temporary: int
 
     def __str__(self) -> str:
@@ -89,8 +91,9 @@ class Estimate(tuple[Row, ...]):
             bar = "#" * max(1, round(_BAR * row.state / most)) if most else ""
             lines.append(f"{row.name:26}{numbers}  {bar}")
         lines += [
-            f"Beside these: activations, and about {self.temporary / 1e9:.2f} GB for a step of DCT-AdamW (a hidden",
-            "matrix in float32; more with Trion, and with residuals other than 'sign' and 'discard').",
+            f"Beside these: activations, and about {self.temporary / 1e9:.2f} GB for a step of DCT-AdamW",
+            f"({float(TEMPORARY):g} times the largest hidden matrix in float32; more with Trion, and with residuals",
+            "other than 'sign' and 'discard').",
         ]
         if self.gathered:
             lines.append(
@@ -169,7 +172,8 @@ def estimates(
     made.parameters = sum(p.numel() for p in model.parameters())
     made.dtype = " and ".join(sorted({str(p.dtype).removeprefix("torch.") for p in trained}))
     made.world = world
-    made.temporary = -(-max((4 * m * n for m, n in shapes.matrices), default=0) // world)
+    largest = max((4 * m * n for m, n in shapes.matrices), default=0)
+    made.temporary = math.ceil(TEMPORARY * largest / world)
     made.gathered = 2 * _largest_block(model) if shard == "fsdp2" and world > 1 else 0
     return made
 

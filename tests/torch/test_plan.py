@@ -1,7 +1,10 @@
 """The planner: its state is that of a real run, its files are read without weights, its table is the README's."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import lowrank_torch
@@ -81,6 +84,91 @@ def test_state_is_that_of_a_run(config, name):
     measured = kept(stepped(real, MAKERS[name]))
     assert row.state == pytest.approx(measured, rel=0.05)
     assert row.weights == row.gradients == sum(p.nbytes for p in real.parameters())
+
+
+PROCESS = """
+import gc, json, pathlib, sys
+import torch, lowrank_torch
+from lowrank_torch import plan
+
+make, folder = {make}, pathlib.Path(sys.argv[1])
+
+
+def resident(key="VmRSS"):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(key))
+
+
+def run(values):
+    path = folder / "config.json"
+    path.write_text(json.dumps(values))
+    model = plan.model_of(path).to_empty(device="cpu")
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+        parameter.grad = torch.ones_like(parameter)
+    optimizer = make(model)
+    optimizer.step()
+    optimizer.step()
+    return model, optimizer
+
+
+small = {values} | {{"hidden_size": 64, "intermediate_size": 176, "vocab_size": 300}}
+run(small)  # what is imported and kept once is not the model's
+gc.collect()
+before = resident()
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # forget the highest mark so far
+kept = run({values})
+gc.collect()
+print(resident() - before, resident("VmHWM") - before)
+"""
+
+# Large enough that what the interpreter allocates beside is small.
+LLAMA_31M = LLAMA | {
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "vocab_size": 8000,
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("adamw", "lambda model: torch.optim.AdamW(model.parameters(), fused=True)"),
+        ("dct-adamw", "lambda model: lowrank_torch.DCTAdamW.for_model(model, rank=0.25)"),
+        pytest.param(
+            "dct-adamw-tiny",
+            "lambda model: lowrank_torch.DCTAdamW.for_model(model, rank=0.25, preset='tiny')",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "trion",
+            "lambda model: lowrank_torch.Trion.for_model(model, rank=0.5)",
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["adamw", "dct-adamw", "dct-adamw-tiny", "trion"],
+)
+def test_total_is_what_a_process_holds(config, tmp_path, name, make):
+    estimate = plan.estimates(plan.model_of(config(LLAMA_31M)), optimizers=[name])
+    # The C library gives back to the system what is freed, so that the process holds what is kept.
+    own = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROCESS.format(make=make, values=LLAMA_31M), str(tmp_path)],
+        capture_output=True,
+        check=True,
+        env=os.environ | own,
+        text=True,
+        timeout=300,
+    )
+    held, peak = map(int, done.stdout.split())
+    assert estimate[0].total == pytest.approx(held, rel=0.05)
+    if name == "dct-adamw":  # the note below the table
+        assert estimate[0].total + estimate.temporary == pytest.approx(peak, rel=0.05)
 
 
 def test_muon_is_counted_as_torch_keeps_it(config):
