@@ -109,7 +109,11 @@ def test_source_calls_nothing_that_runs_data():
     assert not found
 
 
-def test_one_environment_variable_is_read():
+def test_three_files_look_at_environment_variables():
     read = re.compile(r"os\.environ|getenv")
     found = [name for name, path in module_names() if read.search(path.read_text(encoding="utf-8"))]
-    assert set(found) <= {"lowrank_core.ops.crossovers_file", "lowrank_core.calibration"}
+    assert set(found) <= {
+        "lowrank_core.ops.crossovers_file",
+        "lowrank_core.calibration",
+        "lowrank_backends._torch_rows",
+    }

@@ -247,5 +247,6 @@ def test_copy_of_an_optimizer_loads_what_the_original_saved():
 
 def test_representation_names_the_options():
     text = repr(make(DCTAdamW, parameters((8, 6))))
-    assert text.startswith("DCTAdamW (")
-    assert "rank: 3" in text
+    assert text.startswith("DCTAdamW(dct_adamw: ")
+    assert "rank=3" in text
+    assert "\n" not in text
