@@ -33,7 +33,7 @@ compiles = pytest.mark.filterwarnings(
 
 
 @compiles
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("bias_correction", ["step", "column"])
 def test_compiled_step_equals_the_plain_one(compiler, backend, bias_correction):
     options = OPTIONS | {"refresh_every": 3, "bias_correction": bias_correction}
@@ -105,6 +105,7 @@ def test_compiled_step_is_not_compiled_anew(compiler, bias_correction):
 
 
 @compiles
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [DCTAdamW, Trion])
 def test_a_schedule_of_a_plain_rate_compiles_nothing_anew(compiler, kind):
     # A matrix and what gets AdamW; this backend makes constants of numbers as Inductor does.
