@@ -72,7 +72,7 @@ def diagnostics(optimizer: optax.GradientTransformation, step: Step) -> list[Mat
     rows = []
     for (path, _, _), arrays in zip(leaves_with_place(step.params), leaves, strict=True):
         plan = plans.get(path)
-        if plan is not None and plan.options is not None and plan.axes is not None:
+        if plan is not None and plan.options is not None:
             rows += _rows(path, plan, arrays, (before[path], after[path]))
     return rows
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from lowrank_core.numerics.random import fold
 from lowrank_core.ops.rows import RowMoments, RowStep, RowWrite
 from lowrank_core.ops.standard import Ops
-from lowrank_core.rules.dct_adamw_rows import dct_adamw_rows, norms_due
+from lowrank_core.rules.dct_adamw_rows import dct_adamw_rows
 from lowrank_core.rules.reductions import run
 from lowrank_torch._apply import Dither, Write
 from lowrank_torch._commit import at_once
@@ -58,7 +58,7 @@ def step_rows(
     interrupted and done again passes them over.
     """
     matrix, ops = bound.step, write.ops
-    norms, sums = norms_due(matrix.config, due), None
+    norms, sums = matrix.config.norms(due is not False), None
     copied = _is_better_copied(targets, write)
     if copied:
         gradients = [torch.stack(list(gradients))]

@@ -100,9 +100,3 @@ def _row_step(
     return RowStep(
         indices, before, eps, config.betas, (first, second, third), rest, scale, column, shares, decay, config.eps, t
     )  # fmt: skip
-
-
-def norms_due(config: DCTAdamWConfig, due: Any) -> tuple[str, ...]:
-    """Return the norms of columns whose sums a step in two passes begins with."""
-    refresh = due is not False
-    return config.norms(refresh) if refresh or config.transforms_every_step else ()

@@ -7,7 +7,7 @@ from helpers import assert_close, assert_identical, from_numpy, normal, to_numpy
 import lowrank_core as lc
 from lowrank_core.ops.rows import RowMoments, RowWrite
 from lowrank_core.rules.dct_adamw_columns import columns_due
-from lowrank_core.rules.dct_adamw_rows import dct_adamw_rows, fits_rows, norms_due
+from lowrank_core.rules.dct_adamw_rows import dct_adamw_rows, fits_rows
 from lowrank_core.rules.reductions import run
 from lowrank_core.rules.rule import bind
 
@@ -33,7 +33,7 @@ def two_passes(parameter, gradient, state, config):
     due = columns_due(state, matrix)
     if due is not True and not bool(ops.xp.any(due)):
         due = False
-    norms = norms_due(config, due)
+    norms = config.norms(due is not False)
     sums = ops.dct_sums(gradient, norms=norms) if norms else None
     job, after = run(dct_adamw_rows(sums, state, matrix, due))
     moments = RowMoments(state.first_moment, state.second_moment, state.row_energy)

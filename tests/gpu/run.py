@@ -252,7 +252,7 @@ class Gpu:
         """The choice of columns, and the rows with columns that are chosen, as functions to be timed."""
         from lowrank_core import DCTAdamWConfig, dct_adamw_init
         from lowrank_core.ops.rows import RowMoments, RowWrite
-        from lowrank_core.rules.dct_adamw_rows import dct_adamw_rows, norms_due
+        from lowrank_core.rules.dct_adamw_rows import dct_adamw_rows
         from lowrank_core.rules.reductions import run
         from lowrank_core.rules.rule import bind
 
@@ -260,7 +260,7 @@ class Gpu:
         shape = tuple(gradient.shape)
         matrix = bind(config, shape, ops, gradient.device)
         state = dct_adamw_init(shape, config, xp=self.torch, device="cuda")
-        sums = ops.dct_sums(gradient, norms=norms_due(config, True))
+        sums = ops.dct_sums(gradient, norms=config.norms(True))
         moments = RowMoments(state.first_moment, state.second_moment, None)
 
         def choice() -> Any:
