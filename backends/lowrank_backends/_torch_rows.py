@@ -46,6 +46,11 @@ def launches() -> ModuleType:
     return _triton_launch
 
 
+def run_on(device: torch.device) -> bool:
+    """Return whether the kernels run on a device."""
+    return _interpreted or (device.type == "cuda" and _are_wanted() and _has_kernels(device))
+
+
 def takes(gradient: Tensor, parameter: Tensor) -> bool:
     """Return whether the kernels take a gradient and the parameter that is stepped by it.
 
@@ -63,7 +68,7 @@ def takes(gradient: Tensor, parameter: Tensor) -> bool:
 def _is_takeable(x: Tensor) -> bool:
     return (
         type(x) in (Tensor, Parameter)
-        and (_interpreted or (x.is_cuda and _are_wanted() and _has_kernels(x.device)))
+        and run_on(x.device)
         and x.dtype in _KINDS
         and x.ndim in (2, 3)
         and x.numel() > 0

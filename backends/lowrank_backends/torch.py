@@ -75,7 +75,7 @@ class TorchOps(StandardOps[Tensor]):
     """Operations on PyTorch tensors."""
 
     crossovers = Crossovers(
-        small_size=64,
+        small_size=256,
         few_columns=(
             (64, 28),
             (128, 48),
@@ -146,6 +146,10 @@ class TorchOps(StandardOps[Tensor]):
             return _torch_cosine.dct_scored(x, axis=axis, norms=norms, scratch=self._scratch)
         return super().dct_scored(x, axis=axis, norms=norms)
 
+    def row_kernels_on(self, device: torch.device) -> bool:
+        """Return whether Triton kernels run on a device."""
+        return _torch_rows.run_on(device)
+
     def has_row_kernels(self, gradient: Tensor, parameter: Tensor) -> bool:
         """Return whether there are Triton kernels for such matrices."""
         return _torch_rows.takes(gradient, parameter) and not _is_recorded()
@@ -179,7 +183,7 @@ class TorchOps(StandardOps[Tensor]):
 
     def column_sums(self, x: Tensor, *, axis: int, norm: str) -> Tensor:
         """Return the sums over columns or rows, block by block while a block is in cache: no temporary of its size."""
-        if x.device.type != "cpu" or torch.compiler.is_compiling() or x.numel() == 0:
+        if x.device.type != "cpu" or torch.compiler.is_compiling() or x.numel() <= _BLOCK:
             return super().column_sums(x, axis=axis, norm=norm)
         across = -3 - axis
         total = x.new_zeros((*x.shape[:-2], x.shape[axis]))

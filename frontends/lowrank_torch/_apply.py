@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lowrank_core import LowRankUpdate, materialize
 from lowrank_core.numerics.random import fold
 from lowrank_core.numerics.rounding import round_stochastically
 from lowrank_core.ops.standard import Ops
-from lowrank_core.subspace.update import slice_rows
+from lowrank_core.subspace.update import LowRankUpdate, slice_rows, whole_of
 from lowrank_torch._commit import Done, at_once
 from lowrank_torch._tuning import CPU_BLOCK, DEVICE_BLOCK
 
@@ -46,7 +45,7 @@ def apply_update(targets: Sequence[Tensor], update: LowRankUpdate, write: Write)
     Into one it is written block by block, so that it is never there as a whole.
     """
     if len(targets) > 1:
-        deltas: Any = materialize(update, ops=write.ops)
+        deltas: Any = whole_of(update, write.ops)
         own = zip(targets, deltas.unbind(), write.dithers, strict=True)
         for place, (target, delta, dither) in enumerate(own):
             add_delta(target, delta, write, dither, place)
@@ -57,7 +56,7 @@ def apply_update(targets: Sequence[Tensor], update: LowRankUpdate, write: Write)
     rows, (dither,) = target.shape[dim], write.dithers
     width = max(1, numbers * rows // max(1, target.numel()))
     if width >= rows:
-        whole: Any = materialize(update, ops=write.ops)
+        whole: Any = whole_of(update, write.ops)
         add_delta(target, whole, write, dither)
         return
 
@@ -65,7 +64,7 @@ def apply_update(targets: Sequence[Tensor], update: LowRankUpdate, write: Write)
         if (*write.key, start) in write.done.blocks:
             return
         length = min(width, rows - start)
-        part: Any = materialize(slice_rows(update, slice(start, start + length)), ops=write.ops)
+        part: Any = whole_of(slice_rows(update, slice(start, start + length)), write.ops)
         place = None if dither is None else dither._replace(place=dither.place + start)
         add_delta(target.narrow(dim, start, length), part, write, place, start)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from operator import call
 from typing import Any
 
@@ -19,16 +20,16 @@ import torch
 ALL = "all"
 
 
+@dataclass
 class Done:
     """What has been written of one step on parameters that are stepped together."""
 
-    def __init__(self) -> None:
-        #: The blocks.
-        self.blocks: set[Any] = set()
-        #: Of matrices that are stepped in parts, by number, what the sums over all parts have come to.
-        self.answers: dict[int, list[Any]] = {}
-        #: The states of such parts after the step, by number and part.
-        self.parts: dict[tuple[int, ...], Any] = {}
+    #: The blocks.
+    blocks: set[Any] = field(default_factory=set)
+    #: Of matrices that are stepped in parts, by number, what the sums over all parts have come to.
+    answers: dict[int, list[Any]] = field(default_factory=dict)
+    #: The states of such parts after the step, by number and part.
+    parts: dict[tuple[int, ...], Any] = field(default_factory=dict)
 
 
 def at_once(calls: Iterable[Callable[[], object]]) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -12,11 +11,8 @@ from lowrank_torch._collectives import CollectiveScheduler
 from lowrank_torch._plan import Member
 from lowrank_torch._sharding import local_gradient
 
-
-def is_watched(group: Mapping[str, Any]) -> bool:
-    """Return whether anybody asks if the gradients of a group are finite, for which a device is waited for."""
-    watched: bool = group["nonfinite"] != "propagate"
-    return watched
+#: The option under which nobody asks if gradients are finite: a device is waited for otherwise.
+PROPAGATE = "propagate"
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # PyTorch does not type it
@@ -30,7 +26,7 @@ def are_finite(
     ValueError
         If one is not whose group asks for an error; it names the parameter.
     """
-    watched = {member.parameter: member for member in members if is_watched(member.group)}
+    watched = {m.parameter: m for m in members if m.group["nonfinite"] != PROPAGATE}
     bad = scheduler.flagged(watched, lambda parameter: _is_bad(watched[parameter]))
     for parameter in bad:
         if watched[parameter].group["nonfinite"] == "raise":

@@ -35,7 +35,7 @@ from lowrank_torch._index import ParameterIndex
 from lowrank_torch._input import check_gradient, check_not_flat, is_zero_lr
 from lowrank_torch._loading import as_saved
 from lowrank_torch._names import name_alike, parameter_name
-from lowrank_torch._nonfinite import are_finite, is_watched
+from lowrank_torch._nonfinite import PROPAGATE, are_finite
 from lowrank_torch._options import BOOKKEEPING, LATER_OPTIONS, GroupOptions
 from lowrank_torch._plan import Member, Place, Plan
 from lowrank_torch._planner import Planner
@@ -292,7 +292,7 @@ class LowRankOptimizer(Optimizer):
     def _step_some(self, chosen: Chosen) -> None:
         """Step the chosen parameters that have a gradient."""
         configs, members, key = self._members(chosen)
-        watched = any(is_watched(self.param_groups[number]) for number, _ in chosen)
+        watched = any(self.param_groups[n]["nonfinite"] != PROPAGATE for n, _ in chosen)
         if watched and not are_finite(members.values(), self._scheduler, self.name_of):
             self.skipped_steps += 1
             return
@@ -313,7 +313,7 @@ class LowRankOptimizer(Optimizer):
     def _step_here(self, schedule: Schedule, members: Mapping[Place, Member]) -> None:
         """Step parameters that need no other process, small stacks of them side by side."""
         ops, stacks, small = self._ops, list(schedule.stacks_of(members)), []
-        if 2 * schedule.small > ops.num_threads():
+        if schedule.small > 1 and 2 * schedule.small > ops.num_threads():
             # Or most threads would have nothing to do: then better that each step is divided.
             small = [stack for stack in stacks if stack.is_small]
             stacks = [stack for stack in stacks if not stack.is_small]

@@ -38,7 +38,9 @@ def rows_per_part(stack: Stack, matrix: MatrixStep[Any], ops: Ops) -> int:
     """Return how many rows of a matrix to step at a time on a CPU's threads; all where it is not to be divided."""
     layout, member = matrix.layout, stack.members[0]
     numbers = math.prod(layout.batch) * layout.rows * layout.size
-    threads = ops.num_threads() if numbers >= LEAST_PART * ops.num_threads() else 1
+    threads = ops.num_threads() if numbers >= LEAST_PART else 1
+    if numbers < LEAST_PART * threads:
+        threads = 1
     # Coefficients, two moments and a direction are as wide as the rank.
     made = numbers + 4 * numbers * layout.rank // layout.size
     block = PART if numbers >= LARGE_MATRIX else 2 * PART

@@ -34,7 +34,7 @@ class Planner:
     def __init__(
         self, options: GroupOptions, whole_ranks: bool, process_group: Any, ops: Ops
     ) -> None:
-        self._options, self._whole_ranks, self._ops = options, whole_ranks, ops
+        self._options, self._whole_ranks, self.ops = options, whole_ranks, ops
         self._process_group = process_group
         # By ids, so that a parameter that is replaced is freed.
         self._plans: dict[int, tuple[weakref.ref[Tensor], Any, Plan]] = {}
@@ -94,7 +94,7 @@ class Planner:
         # A configuration that is the same object has the same values; other ones may hold tensors.
         if known is not None and known[0] is config:
             return known[1]
-        matrices = plan.bind(config, self._ops, device)
+        matrices = plan.bind(config, self.ops, device)
         self._bound[plan, device] = config, matrices
         return matrices
 

@@ -32,11 +32,10 @@ def takes_rows(
     gradients: Sequence[Tensor],
     ops: Ops,
 ) -> bool:
-    """Return whether `step_rows` does the step of these matrices."""
-    fits = stack.rule.fits_rows
+    """Return whether `step_rows` does the step of these matrices, of a stack that may be stepped so."""
+    fits: Any = stack.rule.fits_rows
     return (
-        fits is not None
-        and not torch.compiler.is_compiling()
+        not torch.compiler.is_compiling()
         and all(member.projected is None for member in stack.members)
         and all(map(ops.has_row_kernels, gradients, targets))
         and fits(bound.step)

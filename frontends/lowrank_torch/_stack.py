@@ -24,6 +24,8 @@ class Stack(NamedTuple):
     group: Mapping[str, Any]
     #: Whether one thread can step it while others step others.
     is_small: bool
+    #: Whether it may be stepped by kernels that take whole rows: the rule has such a step, and the device kernels.
+    by_rows: bool
     #: About how many bytes a step holds while it waits for other ranks, the same number on every rank.
     held_bytes: int
     #: The stacks of matrices, by number, that are known to have columns chosen for every matrix.

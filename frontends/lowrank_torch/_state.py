@@ -64,8 +64,8 @@ def entries_of(state: Any, bound: BoundMatrices, sharding: Sharding | None) -> d
 def state_of(entries: Mapping[str, Any], bound: BoundMatrices, rule: Rule) -> Any:
     """Return the core's state of one stack of matrices: this rank's part of it."""
     arrays = {}
-    for name, key in zip(bound.fields, bound.keys, strict=True):
-        arrays[name] = local_of(entries[key])
+    for name, key, placements in zip(bound.fields, bound.keys, bound.placements, strict=True):
+        arrays[name] = entries[key] if placements is None else local_of(entries[key])
     return rule.state(entries["step"], **arrays)
 
 

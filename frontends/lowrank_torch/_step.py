@@ -71,14 +71,17 @@ def _views_of(stack: Stack) -> _Views:
     plan, batch_dims, transposed = stack.plan, stack.plan.batch_dims, stack.plan.transposed
     targets, gradients, wholes = [], [], []
     for member in stack.members:
-        local = local_of(member.parameter)
+        local: Tensor = member.parameter
+        gradient: Any = local.grad
+        if plan.sharding is not None:
+            local, gradient = local_of(local), local_gradient(member.parameter)
         whole = as_matrices(local, batch_dims, transposed=transposed)
         wholes.append((local, whole))
         targets.append(matrix_views(whole, plan.local_shapes, batch_dims))
         if member.projected is not None:
             gradients.append(member.projected)
             continue
-        gradients.append(gradients_of(local_gradient(member.parameter), plan))
+        gradients.append(gradients_of(gradient, plan))
     return _Views(list(zip(*targets, strict=True)), list(zip(*gradients, strict=True)), wholes)
 
 
@@ -112,7 +115,7 @@ def _step_matrices(
     matrix, rule, ops = bound.step, stack.rule, write.ops
     states = [state_of(member.state, bound, rule) for member in stack.members]
     due = _due(stack, bound, states)
-    if takes_rows(stack, bound, targets, gradients, ops):
+    if stack.by_rows and takes_rows(stack, bound, targets, gradients, ops):
         return step_rows(bound, targets, gradients, states, due, write)
     gradient = _together(gradients)
     if (length := rows_per_part(stack, matrix, ops)) < matrix.layout.rows:

@@ -58,11 +58,15 @@ class Basis:
 
     def by_matrix(self, size: int, method: str, device: Device, ops: Ops) -> bool:
         """Return whether :meth:`transform` is a product with the whole matrix."""
-        return not self.fast or crossovers_on(device, ops).by_matrix(size, method)
+        if method == "auto":
+            return not self.fast or crossovers_on(device, ops).by_matrix(size)
+        return not self.fast or method == "matmul"
 
     def by_columns(self, rank: int, size: int, method: str, device: Device, ops: Ops) -> bool:
         """Return whether a product with ``rank`` basis vectors is faster than a transform."""
-        return crossovers_on(device, ops).by_columns(rank, size, method)
+        if method == "auto":
+            return crossovers_on(device, ops).by_columns(rank, size)
+        return method == "matmul"
 
     def fast_transform(self, x: Array, ops: Ops, *, axis: int) -> Array:
         """Return what :meth:`transform` returns without the matrix."""

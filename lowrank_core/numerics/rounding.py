@@ -1,4 +1,4 @@
-"""Storing float32 results in narrower dtypes without losing what is too small to be seen at once.
+"""Rounding float32 results to narrower dtypes without losing what is too small to be seen at once.
 
 Rounding to nearest loses every change below half a unit of the last place: a bfloat16 second moment times 0.999 is
 itself again, and never decays. Rounding up or down at random, with odds by distance, is right on average.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from lowrank_core._typing import Array, DType
-from lowrank_core.numerics.random import fold, uniform
+from lowrank_core.numerics.random import uniform
 from lowrank_core.ops.standard import Ops
 
 # Bits of precision less than float32's 24, which is the distance between their units of the last place.
@@ -48,11 +48,3 @@ def round_stochastically(x: Array, dtype: DType, key: Array, ops: Ops) -> Array:
     up = ops.astype(draws < scaled - below, x.dtype)
     rounded = (below + up) * unit
     return ops.astype(xp.where(xp.isfinite(unit), rounded, x), dtype)
-
-
-def store(x: Array, dtype: DType, step: int | Array, salt: int, ops: Ops) -> Array:
-    """Return ``x`` in the dtype it is kept in: as it is where that is wide, else rounded at random by ``step``."""
-    if dtype == x.dtype or dtype in (ops.xp.float32, ops.xp.float64):
-        return ops.astype(x, dtype)
-    key = ops.xp.full((1,), salt, dtype=ops.xp.int32, device=ops.device_of(x))
-    return round_stochastically(ops.astype(x, ops.xp.float32), dtype, fold(key, step), ops)

@@ -40,14 +40,12 @@ class Crossovers:
         """Return the number of basis vectors of ``size`` up to which a product with them is faster."""
         return min(self.few_columns, key=lambda pair: abs(math.log(pair[0] / size)))[1]
 
-    def by_matrix(self, size: int, method: str) -> bool:
+    def by_matrix(self, size: int) -> bool:
         """Return whether a transform of ``size`` is a product with the whole basis matrix."""
-        return size < self.small_size if method == "auto" else method == "matmul"
+        return size < self.small_size
 
-    def by_columns(self, rank: int, size: int, method: str) -> bool:
+    def by_columns(self, rank: int, size: int) -> bool:
         """Return whether ``rank`` basis vectors are projected on, and lifted from, by a product with these alone."""
-        if method != "auto":
-            return method == "matmul"
         return size < self.small_size or rank <= self.columns(size)
 
 

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar, get_args
 from lowrank_core._checks import check_choice
 from lowrank_core._typing import Array, Device, DType
 from lowrank_core.numerics.quantization import Quantized, dequantize, quantize, quantized_shapes
-from lowrank_core.numerics.rounding import store
+from lowrank_core.numerics.random import fold
+from lowrank_core.numerics.rounding import round_stochastically
 from lowrank_core.ops.precision import as_dtype, dtype_name
 from lowrank_core.ops.standard import Ops
 from lowrank_core.option_types import StateDType
@@ -22,6 +23,9 @@ STATE_DTYPES = get_args(StateDType)
 
 #: Which of a step's random numbers round each array, so that no two of one state are rounded alike.
 _SALTS = {"first_moment": 1, "second_moment": 2, "feedback": 3, "momentum": 3}
+
+# The dtype that a second moment is kept in as its root: it holds no squares of small gradients.
+_ROOTS = "float16"
 
 
 class ArraySpec(NamedTuple):
@@ -123,23 +127,27 @@ def buffer_spec(
     }
 
 
+def store(x: Array, dtype: DType, step: int | Array, salt: int, ops: Ops) -> Array:
+    """Return ``x`` in the dtype it is kept in: as it is where that is wide, else rounded at random by ``step``."""
+    if dtype == x.dtype or dtype in (ops.xp.float32, ops.xp.float64):
+        return ops.astype(x, dtype)
+    key = ops.xp.full((1,), salt, dtype=ops.xp.int32, device=ops.device_of(x))
+    return round_stochastically(ops.astype(x, ops.xp.float32), dtype, fold(key, step), ops)
+
+
 def load_squares(kept: Array, dtype: DType, ops: Ops) -> Array:
     """Return a second moment that was kept by `store_squares`."""
     wide = ops.astype(kept, dtype)
-    return wide * wide if _holds_roots(kept.dtype, ops) else wide
+    return wide * wide if kept.dtype == getattr(ops.xp, _ROOTS, None) else wide
 
 
 def store_squares(x: Array, dtype: DType, step: int | Array, ops: Ops) -> Array:
     """Return a second moment as it is kept: in float16, which holds no squares of small gradients, its root."""
-    if _holds_roots(dtype, ops):
+    if dtype == getattr(ops.xp, _ROOTS, None):
         # Below its least number float16 would have zero, and Adam divide by it.
         root = ops.xp.sqrt(x)
         x = ops.xp.maximum(root, ops.xp.full_like(root, 2.0**-24))
     return store(x, dtype, step, _SALTS["second_moment"], ops)
-
-
-def _holds_roots(dtype: DType, ops: Ops) -> bool:
-    return bool(dtype == getattr(ops.xp, "float16", None))
 
 
 def load_buffer(

@@ -109,6 +109,11 @@ def materialize(
     if method is not None and method != update.method:
         own = update.vectors if update.indices is None else None
         update = replace(update, method=method, vectors=own)
+    return whole_of(update, ops)
+
+
+def whole_of(update: LowRankUpdate, ops: Ops) -> Array:
+    """Return what :func:`materialize` returns, unchecked."""
     rest = update.rest
     if isinstance(rest, CoefficientRest):
         return _lifted_with(rest, update, ops)
