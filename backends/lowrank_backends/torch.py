@@ -33,8 +33,9 @@ else:
 
 # Numbers in one block: small enough for a core's cache, large enough to amortise a dozen kernel launches.
 _BLOCK = 2**18
-# Matrices whose columns are gathered one matrix after the other, which reads memory in its order.
-_FEW = 64
+# Numbers of a matrix from which columns of a stack are taken one matrix after the other, which reads memory in its
+# order, and not by one gather of them all.
+_LARGE = 2**14
 
 
 def _is_plain(x: Tensor) -> bool:
@@ -230,25 +231,29 @@ class TorchOps(StandardOps[Tensor]):
         index = self.as_index(indices)
         if index.ndim == 1:
             return x.index_select(axis, index)
-        if (
-            x.device.type == "cpu"
-            and not torch.compiler.is_compiling()
-            and 0 < x.shape[:-2].numel() <= _FEW
-        ):
-            pairs = zip(_matrices(x), index.view(-1, index.shape[-1]), strict=True)
-            taken = torch.stack([matrix.index_select(axis, own) for matrix, own in pairs])
-            return taken.view(*x.shape[:-2], *taken.shape[-2:])
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            if axis == -2:
+                # Rows of all matrices, numbered through.
+                rows = x.flatten(0, -2).index_select(0, _numbered(index, x.shape[-2]))
+                return rows.view(*index.shape, x.shape[-1])
+            if x.shape[-2] * index.shape[-1] > _LARGE and x.shape[:-2].numel():
+                pairs = zip(_matrices(x), index.view(-1, index.shape[-1]), strict=True)
+                taken = torch.stack([matrix.index_select(-1, own) for matrix, own in pairs])
+                return taken.view(*x.shape[:-2], *taken.shape[-2:])
         return x.gather(axis, expand_index(index, x, axis, self.xp))
 
     def take_or_zero(self, x: Tensor, indices: Tensor, kept: Tensor, *, axis: int) -> Tensor:
         """Return :meth:`take`, zero where not ``kept``, in one array."""
         taken = self.take(x, indices, axis=axis)
-        if not _is_plain(taken) or kept.shape[:-1].numel() > _FEW:
+        small = axis == -1 and taken.ndim > 2 and taken.shape[-2:].numel() <= _LARGE
+        if small or not _is_plain(taken):
             return taken.masked_fill_(on_axis(~kept, axis), 0.0)
         # Most are kept, and a mask would be asked for every number.
-        matrices = taken.view(-1, *taken.shape[-2:])
-        for matrix, own in zip(matrices, kept.view(-1, kept.shape[-1]), strict=True):
-            matrix.index_fill_(axis, (~own).nonzero().view(-1), 0.0)
+        if axis == -2:
+            taken.flatten(0, -2).index_fill_(0, (~kept).flatten().nonzero().view(-1), 0.0)
+            return taken
+        for matrix, own in zip(_matrices(taken), kept.view(-1, kept.shape[-1]), strict=True):
+            matrix.index_fill_(-1, (~own).nonzero().view(-1), 0.0)
         return taken
 
     def index_in(self, previous: Tensor, current: Tensor) -> tuple[Tensor, Tensor]:
@@ -290,6 +295,12 @@ def _blocks(x: Tensor, dim: int) -> Iterator[slice]:
     length = max(1, _BLOCK * x.shape[dim] // x.numel())
     for start in range(0, x.shape[dim], length):
         yield slice(start, start + length)
+
+
+def _numbered(index: Tensor, size: int) -> Tensor:
+    """Return indices ``(..., r)`` into matrices of ``size`` rows as indices into the rows of all of them, one list."""
+    each = index.flatten(0, -2)
+    return (each + torch.arange(0, size * len(each), size).unsqueeze(-1)).flatten()
 
 
 def _matrices(x: Tensor) -> list[Tensor]:

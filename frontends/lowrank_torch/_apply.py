@@ -44,20 +44,15 @@ def apply_update(targets: Sequence[Tensor], update: LowRankUpdate, write: Write)
 
     Into one it is written block by block, so that it is never there as a whole.
     """
-    if len(targets) > 1:
-        deltas: Any = whole_of(update, write.ops)
-        own = zip(targets, deltas.unbind(), write.dithers, strict=True)
-        for place, (target, delta, dither) in enumerate(own):
-            add_delta(target, delta, write, dither, place)
-        return
-    (target,) = targets
+    target, dither = targets[0], write.dithers[0]
     dim = -2 if update.axis == -1 else -1
     numbers = CPU_BLOCK if target.device.type == "cpu" else DEVICE_BLOCK
-    rows, (dither,) = target.shape[dim], write.dithers
+    rows = target.shape[dim]
     width = max(1, numbers * rows // max(1, target.numel()))
-    if width >= rows:
+    if len(targets) > 1 or width >= rows:
         whole: Any = whole_of(update, write.ops)
-        add_delta(target, whole, write, dither)
+        deltas = [whole] if len(targets) == 1 else whole.unbind()
+        add_deltas(targets, deltas, write, write.dithers)
         return
 
     def add(start: int) -> None:
@@ -65,8 +60,8 @@ def apply_update(targets: Sequence[Tensor], update: LowRankUpdate, write: Write)
             return
         length = min(width, rows - start)
         part: Any = whole_of(slice_rows(update, slice(start, start + length)), write.ops)
-        place = None if dither is None else dither._replace(place=dither.place + start)
-        add_delta(target.narrow(dim, start, length), part, write, place, start)
+        own = None if dither is None else dither._replace(place=dither.place + start)
+        add_deltas([target.narrow(dim, start, length)], [part], write, [own], start)
 
     starts = range(0, rows, width)
     if target.device.type == "cpu":
@@ -76,28 +71,41 @@ def apply_update(targets: Sequence[Tensor], update: LowRankUpdate, write: Write)
             add(start)
 
 
-def add_delta(
-    target: Tensor, delta: Tensor, write: Write, dither: Dither | None, place: int = 0
+def add_deltas(
+    targets: Sequence[Tensor],
+    deltas: Sequence[Tensor],
+    write: Write,
+    dithers: Sequence[Dither | None],
+    place: int = 0,
 ) -> None:
-    """Do ``target <- (1 - lr * weight_decay) * target - lr * delta`` in place, unless it has been done.
+    """Do ``target <- (1 - lr * weight_decay) * target - lr * delta`` in place for each, unless it has been done.
 
-    ``delta`` may be changed too; ``place`` is that of the target among those of the write.
+    ``deltas`` may be changed too; ``place`` is that of the targets among the numbers of the write.
     """
     lr, weight_decay, ops, _, done, key = write
     block = (*key, place)
     if block in done.blocks:
         return
-    exact = target if target.dtype == delta.dtype else target.to(delta.dtype)
+    exact = [
+        t if t.dtype == d.dtype else t.to(d.dtype) for t, d in zip(targets, deltas, strict=True)
+    ]
     calls: list[Callable[[], object]] = []
-    if weight_decay:
-        calls.append(partial(exact.mul_, 1 - lr * weight_decay))
     if isinstance(lr, Tensor):
-        calls.append(partial(exact.sub_, delta.mul_(lr)))
+        # It may be another device's, which what PyTorch does to lists of tensors does not take.
+        for own, delta in zip(exact, deltas, strict=True):
+            if weight_decay:
+                calls.append(partial(own.mul_, 1 - lr * weight_decay))
+            calls.append(partial(own.sub_, delta.mul_(lr)))
     else:
-        calls.append(partial(exact.sub_, delta, alpha=lr))
-    if exact is not target:
+        if weight_decay:
+            calls.append(partial(torch._foreach_mul_, exact, 1 - lr * weight_decay))
+        calls.append(partial(torch._foreach_sub_, exact, deltas, alpha=lr))
+    if exact[0] is not targets[0]:
         at_once(calls)
-        calls = [partial(target.copy_, rounded(exact, target.dtype, dither, ops))]
+        calls = [
+            partial(target.copy_, rounded(own, target.dtype, dither, ops))
+            for target, own, dither in zip(targets, exact, dithers, strict=True)
+        ]
     at_once([*calls, partial(done.blocks.add, block)])
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lowrank_core import LowRankUpdate, SignRest, materialize
-from lowrank_torch._apply import Dither, Write, add_delta, apply_update
+from lowrank_torch._apply import Dither, Write, add_deltas, apply_update
 from lowrank_torch._collectives import ShardedSteps, all_gathered, all_to_all
 from lowrank_torch._plan import Plan
 from lowrank_torch._sharding import Sharding, chunk, chunks
@@ -74,9 +74,7 @@ class Redistribution(NamedTuple):
             full: Any = materialize(update, ops=write.ops)
             delta = yield from self._to_parameter(full, targets[0])
             deltas = [delta] if len(targets) == 1 else delta.unbind()
-            both = zip(targets, deltas, own.dithers, strict=True)
-            for place, (target, part, dither) in enumerate(both):
-                add_delta(target, part, write, dither, place)
+            add_deltas(targets, deltas, write, own.dithers)
         elif not sharding.replicated:
             apply_update(targets, update, own)
         elif self._gathers_factors(targets[0], update):

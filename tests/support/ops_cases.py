@@ -93,6 +93,10 @@ def dct_scored(ops: Any, make: Any) -> list[Any]:
     return results
 
 
+def row_kernels_on(ops: Any, make: Any) -> list[Any]:
+    return [ops.row_kernels_on(ops.device_of(make(normal(5, 16), "float32")))]
+
+
 def has_row_kernels(ops: Any, make: Any) -> list[Any]:
     x = make(normal(5, 16), "float32")
     return [ops.has_row_kernels(x, x)]
@@ -174,6 +178,8 @@ def take(ops: Any, make: Any) -> list[Any]:
         ops.take(make(normal(1101, 64), "float32"), make(INDICES, "int32"), axis=-1),
         ops.take(make(normal(2, 4, 6), "float32"), make(STACKED, "int32"), axis=-1),
         ops.take(make(normal(2, 6, 4), "float32"), make(STACKED, "int32"), axis=-2),
+        ops.take(make(normal(1, 2, 6, 4), "float32"), make(STACKED[None], "int32"), axis=-2),
+        ops.take(make(normal(1, 2, 6000, 6), "float32"), make(STACKED[None], "int32"), axis=-1),
         ops.take(make(normal(0, 6, 4), "float32"), make(STACKED[:0], "int32"), axis=-2),
     ]
 
@@ -187,6 +193,12 @@ def take_or_zero(ops: Any, make: Any) -> list[Any]:
         ops.take_or_zero(make(normal(4, 6), "float32"), make(INDICES, "int32"), flat, axis=-1),
         ops.take_or_zero(make(loud[0], "float32"), make(INDICES, "int32"), flat, axis=-2),
         ops.take_or_zero(make(loud, "float32"), make(STACKED, "int32"), stacked, axis=-2),
+        *(
+            ops.take_or_zero(
+                make(normal(2, rows, 6), "float32"), make(STACKED, "int32"), stacked, axis=-1
+            )
+            for rows in (5, 6000)
+        ),
     ]
 
 
@@ -275,7 +287,7 @@ CASES = {
     case.__name__: case
     for case in (
         *(astype, copy, device_of, is_readable, as_scalar, as_index, constant, with_constants),
-        *(has_row_kernels, dct_sums, step_rows),
+        *(row_kernels_on, has_row_kernels, dct_sums, step_rows),
         *(dct, idct, dct_scored, idct_columns, column_sums, adam_update, add_signs),
         *(take, take_or_zero, take_along, put, index_in),
         *(cond, step_counter, num_threads, for_each),
