@@ -15,6 +15,7 @@ BasisName: TypeAlias = (
     Literal[
         "dct",
         "dct3",
+        "local_dct",
         "hadamard",
         "haar",
         "hartley",

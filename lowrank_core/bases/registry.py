@@ -12,6 +12,7 @@ from lowrank_core.bases.families import (
     Hadamard,
     Hartley,
     Identity,
+    LocalCosine,
     TransposedCosine,
     legendre_matrix,
     random_basis,
@@ -25,6 +26,7 @@ _REGISTRY: dict[str, Basis] = {
     for basis in (
         Cosine(),
         TransposedCosine(),
+        LocalCosine(),
         Hartley(),
         Hadamard(),
         Haar(),

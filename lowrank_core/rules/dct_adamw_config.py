@@ -50,10 +50,11 @@ class DCTAdamWConfig:
     eps
         Added to the root of the second moment, in the units of the gradient.
     basis
-        Name of a basis: a fixed one (``"dct"``, ``"dct3"``, ``"hartley"``, ``"hadamard"``, ``"haar"``, ``"legendre"``,
-        ``"random"`` or ``"random:SEED"``, ``"identity"``, or a registered one), or ``"svd"`` (leading singular vectors,
-        recomputed at each refresh, as in GaLore) or ``"power"`` (one step of warm-started power iteration at each
-        refresh, as in LDAdam). The last two are baselines: they store their vectors and rotate the moments.
+        Name of a basis: a fixed one (``"dct"``, ``"dct3"``, ``"local_dct"``, ``"hartley"``, ``"hadamard"``, ``"haar"``,
+        ``"legendre"``, ``"random"`` or ``"random:SEED"``, ``"identity"``, or a registered one), or ``"svd"`` (leading
+        singular vectors, recomputed at each refresh, as in GaLore) or ``"power"`` (one step of warm-started power
+        iteration at each refresh, as in LDAdam). The last two are baselines: they store their vectors and rotate the
+        moments.
     score
         Norm by which columns are chosen, ``"l2"`` or ``"l1"``.
     refresh_every

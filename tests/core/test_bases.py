@@ -21,7 +21,18 @@ import lowrank_core as lc
 from lowrank_core.bases import registry
 from lowrank_core.ops.constants import Constants
 
-NAMES = ("dct", "dct3", "hartley", "hadamard", "haar", "legendre", "random", "random:7", "identity")
+NAMES = (
+    "dct",
+    "dct3",
+    "local_dct",
+    "hartley",
+    "hadamard",
+    "haar",
+    "legendre",
+    "random",
+    "random:7",
+    "identity",
+)
 STORED = ("svd", "power")
 METHODS = ("matmul", "fft")
 
@@ -30,6 +41,9 @@ def sizes(name, xp):
     """Odd, even, prime, a power of two, one; fewer in JAX, which compiles anew for each."""
     if name == "hadamard":
         every, few = (1, 2, 4, 8, 32, 128), (1, 8, 32)
+    elif name == "local_dct":
+        # One run, whole runs, and a shorter one at the end.
+        every, few = (1, 7, 64, 65, 100, 192), (1, 100)
     else:
         every, few = (1, 2, 3, 7, 12, 32, 45, 128), (1, 7, 12)
     return few if library_of(xp) == "jax" else every

@@ -89,6 +89,12 @@ def basis(name: str, n: int) -> np.ndarray:
             return dct_basis(n)
         case "dct3":
             return dct_basis(n).T
+        case "local_dct":
+            whole = np.zeros((n, n))
+            for start in range(0, n, 64):
+                stop = min(start + 64, n)
+                whole[start:stop, start:stop] = dct_basis(stop - start)
+            return whole
         case "hartley":
             angle = 2 * np.pi * (i * j % n) / n
             return (np.cos(angle) + np.sin(angle)) / math.sqrt(n)
