@@ -20,6 +20,9 @@ from matplotlib.patches import ConnectionPatch, Rectangle
 
 import lowrank_core
 
+sys.path.append(str(Path(__file__).with_name("examples")))
+import _study_table as study_table
+
 FOLDER = Path(__file__).with_name("_static")
 
 INK = "#22303c"
@@ -423,6 +426,62 @@ def columns() -> Figure:
     return plot.columns(rows, next(row.name for row in rows if row.columns))
 
 
+def frontier() -> Figure:
+    """Loss against bytes of state on the study's sizes, each method a point with its spread over seeds."""
+    lines = study_table.read(FOLDER.parent / "results" / "study.jsonl")
+    found = [
+        (size, [s for s in study_table.standings(own) if len(s.runs) > 2])
+        for size, own in sorted(study_table.sizes(lines).items())
+    ]
+    found = [(size, standings) for size, standings in found if len(standings) > 2]
+    figure = Figure(figsize=(3.9 * len(found), 3.9), facecolor="none")
+    for place, (size, standings) in enumerate(found):
+        axes = figure.add_axes(
+            ((place + 0.16) / len(found), 0.14, 0.8 / len(found), 0.74), facecolor="none"
+        )
+        width, _, length, batch, steps, _ = size
+        axes.set_title(f"width {width}, {steps} steps of {batch} x {length}", color=EITHER)
+        for standing in standings:
+            ours = standing.method.startswith(("factored", "sign", "trion"))
+            ink = CHOSEN if ours else EITHER
+            state = standing.state_bytes / 1e6
+            axes.vlines(state, min(standing.losses), max(standing.losses), color=ink, linewidth=1)
+            axes.scatter(state, standing.mean, color=ink, s=26, zorder=3)
+            axes.annotate(
+                NAMES.get(standing.method, standing.method), (state, standing.mean),
+                xytext=(6, 0), textcoords="offset points", va="center", color=ink, fontsize=8.5,
+            )  # fmt: skip
+        axes.set_xscale("log")
+        axes.margins(x=0.3)
+        low, high = axes.get_xlim()
+        ticks = [tick for tick in (1, 2, 5, 10, 20, 50) if low <= tick <= high]
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.minorticks_off()
+        axes.tick_params(which="both", colors=EITHER, labelcolor=EITHER)
+        axes.set_xlabel("optimizer state, MB", color=EITHER)
+        if place == 0:
+            axes.set_ylabel("validation loss", color=EITHER)
+    return figure
+
+
+#: What the study's methods are called.
+NAMES = {
+    "adamw": "AdamW",
+    "factored": 'preset="factored"',
+    "factored, 8 bits": 'preset="tiny"',
+    "sign": "DCT-AdamW",
+    "foam": "FOAM",
+    "apollo": "APOLLO",
+    "galore": "GaLore",
+    "fira": "Fira",
+    "ldadam": "LDAdam",
+    "scale": "SCALE",
+    "muon": "Muon",
+    "trion": "Trion",
+    "trion, 8 bits": "Trion, 8 bits",
+}
+
+
 PICTURES = {
     "basis": basis,
     "choosing": choosing,
@@ -431,6 +490,7 @@ PICTURES = {
     "state": state,
     "energy": energy,
     "columns": columns,
+    "frontier": frontier,
 }
 
 

@@ -4,8 +4,8 @@
 
 trains the same small model from the same weights on the same text by one method after the other, each at several
 rates, and writes a line a run to `study.jsonl`: what was run, on what, and what came of it. A run that has its line is
-not run again, so that a study may be stopped at any moment. `--report` prints the table of what is there: for every
-method its best rate, the mean over seeds, and the difference to AdamW, paired by seed, with its standard error.
+not run again, so that a study may be stopped at any moment. `--report` prints a table for each size that is there: for
+every method its best rate, the mean over seeds, and the difference to AdamW, paired by seed, with its standard error.
 
 Tables and vectors get AdamW at the one rate `--other-lr`, whatever steps the hidden matrices, so that rates of hidden
 matrices alone differ. Nothing decays.
@@ -15,10 +15,9 @@ import argparse
 import json
 import math
 import platform
-import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +27,10 @@ import torch
 from _job import BETAS, CLIP_NORM, VALIDATION_WINDOWS, rate_factor
 from _llama import Llama, next_byte_loss
 from _rivals import Apollo, Foam, Rival, Scale, adam
+from _study_table import read, report
 from _text import Corpus, load
 from _weights import first_weights
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -207,55 +206,6 @@ def machine() -> dict[str, str]:
         names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         cpu = names[0].partition(":")[2].strip() if names else cpu
     return {"cpu": cpu, "python": platform.python_version(), "torch": torch.__version__}
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a study so far."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def best_runs(lines: list[dict[str, Any]]) -> Iterator[tuple[str, float, dict[int, Any], bool]]:
-    """For every method its best rate by the seeds that all its rates have, its runs there, and if it is at an edge."""
-    for method in dict.fromkeys(line["method"] for line in lines):
-        rates: dict[float, dict[int, Any]] = {}
-        for line in lines:
-            if line["method"] == method:
-                rates.setdefault(line["lr"], {})[line["seed"]] = line
-        common = set.intersection(*map(set, rates.values()))
-
-        def mean(lr: float, rates: Any = rates, common: Any = common) -> float:
-            return statistics.fmean(rates[lr][seed]["loss"] for seed in common)
-
-        best = min(rates, key=mean)
-        yield method, best, rates[best], best in (min(rates), max(rates))
-
-
-def report(lines: list[dict[str, Any]], console: Console) -> None:
-    """Print the table of a study."""
-    rows = sorted(
-        best_runs(lines), key=lambda row: statistics.fmean(r["loss"] for r in row[2].values())
-    )
-    base = next((runs for method, _, runs, _ in rows if method == "adamw"), {})
-    table = Table(title=f"{len(lines)} runs; * the best rate tried is the lowest or the highest")
-    for column in ("method", "rate", "numbers a weight", "loss by seed", "mean", "minus AdamW"):
-        table.add_column(column, justify="left" if column == "method" else "right")
-    for method, lr, runs, edge in rows:
-        losses = [runs[seed]["loss"] for seed in sorted(runs)]
-        differences = [runs[s]["loss"] - base[s]["loss"] for s in runs if s in base]
-        against = ""
-        if method != "adamw" and differences:
-            against = f"{statistics.fmean(differences):+.3f}"
-            if len(differences) > 1:
-                error = statistics.stdev(differences) / math.sqrt(len(differences))
-                against += f" ({error:.3f})"
-        numbers = next(iter(runs.values()))["numbers_per_weight"]
-        table.add_row(
-            method, f"{lr:g}{'*' if edge else ''}", f"{numbers:.2f}",
-            ", ".join(f"{loss:.3f}" for loss in losses), f"{statistics.fmean(losses):.3f}", against,
-        )  # fmt: skip
-    console.print(table)
 
 
 def main(arguments: list[str] | None = None) -> int:

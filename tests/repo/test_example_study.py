@@ -18,7 +18,17 @@ SMALL = ["--steps", "3", "--d-model", "64", "--layers", "1", "--seq-len", "16", 
 def study(monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     yield importlib.import_module("study")
-    for name in ("study", "_rivals", "_job", "_llama", "_text", "_weights", "_report", "_settings"):
+    for name in (
+        "study",
+        "_study_table",
+        "_rivals",
+        "_job",
+        "_llama",
+        "_text",
+        "_weights",
+        "_report",
+        "_settings",
+    ):
         sys.modules.pop(name, None)
 
 
@@ -49,14 +59,41 @@ def test_every_method_trains_and_is_run_once(study, tmp_path, capsys):
 
 
 def test_best_rates_are_told_and_edges_with_them(study):
+    best_runs = importlib.import_module("_study_table").best_runs
     runs = [
         {"method": method, "lr": lr, "seed": seed, "loss": loss + seed}
         for method, losses in {"adamw": (3, 2, 4), "foam": (1, 2, 3)}.items()
         for lr, loss in enumerate(losses)
         for seed in (0, 1)
     ]
-    found = {method: (lr, edge) for method, lr, _, edge in study.best_runs(runs)}
+    found = {method: (lr, edge) for method, lr, _, edge in best_runs(runs)}
     assert found == {"adamw": (1, False), "foam": (0, True)}
+
+
+def test_differences_are_paired_by_seed_and_sizes_apart(study):
+    table = importlib.import_module("_study_table")
+    size = dict.fromkeys(table.SIZE, 1)
+    losses = {
+        ("adamw", 0): 2.0,
+        ("adamw", 1): 3.0,
+        ("foam", 0): 1.9,
+        ("foam", 1): 2.7,
+        ("foam", 2): 9.0,
+    }
+    runs = [
+        size | {"method": method, "lr": 1.0, "seed": seed, "loss": loss}
+        for (method, seed), loss in losses.items()
+    ]
+    larger = [run | {"width": 2, "loss": 0.0} for run in runs]
+    for own in table.sizes(runs + larger).values():
+        adamw, foam = sorted(table.standings(own), key=lambda standing: standing.method)
+        assert adamw.differences == []
+        assert len(foam.runs) == 3
+        assert len(foam.differences) == 2
+    adamw, foam = table.standings(table.sizes(runs + larger)[1, 1, 1, 1, 1, 1])
+    assert (adamw.method, adamw.mean) == ("adamw", 2.5)
+    assert foam.differences == pytest.approx([-0.1, -0.3])
+    assert foam.standard_error == pytest.approx(0.1)
 
 
 def test_published_losses_are_those_of_the_lines():

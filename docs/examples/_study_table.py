@@ -1,0 +1,128 @@
+"""What the lines of a study say: for every size and method the best rate, and how it did there beside AdamW."""
+
+import json
+import math
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+Line = dict[str, Any]
+#: What lines must share to be compared.
+SIZE = ("width", "layers", "length", "batch", "steps", "text")
+
+
+class Standing(NamedTuple):
+    """How a method did at the best of its rates."""
+
+    method: str
+    lr: float
+    #: Whether that rate is the lowest or the highest tried.
+    at_edge: bool
+    #: Its lines there by seed.
+    runs: dict[int, Line]
+    #: What its loss is more than AdamW's of the same seeds, each at its own best rate; empty for AdamW.
+    differences: list[float]
+
+    @property
+    def losses(self) -> list[float]:
+        """Validation losses, seeds ascending."""
+        return [self.runs[seed]["loss"] for seed in sorted(self.runs)]
+
+    @property
+    def mean(self) -> float:
+        """Their mean."""
+        return statistics.fmean(self.losses)
+
+    @property
+    def standard_error(self) -> float:
+        """The standard error of the mean difference to AdamW; infinite for one seed."""
+        count = len(self.differences)
+        return statistics.stdev(self.differences) / math.sqrt(count) if count > 1 else math.inf
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of optimizer state, that of tables and vectors included."""
+        count: int = next(iter(self.runs.values()))["state_bytes"]
+        return count
+
+
+def read(path: Path) -> list[Line]:
+    """The lines of a study so far."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def sizes(lines: list[Line]) -> dict[tuple[Any, ...], list[Line]]:
+    """The lines of each size, those of one size being comparable."""
+    by_size: dict[tuple[Any, ...], list[Line]] = {}
+    for line in lines:
+        by_size.setdefault(tuple(line[name] for name in SIZE), []).append(line)
+    return by_size
+
+
+def best_runs(lines: list[Line]) -> Iterator[tuple[str, float, dict[int, Line], bool]]:
+    """For every method its best rate by the seeds that all its rates have, its runs there, and if it is at an edge."""
+    for method in dict.fromkeys(line["method"] for line in lines):
+        rates: dict[float, dict[int, Line]] = {}
+        for line in lines:
+            if line["method"] == method:
+                rates.setdefault(line["lr"], {})[line["seed"]] = line
+        common = set.intersection(*map(set, rates.values()))
+
+        def mean(lr: float, rates: Any = rates, common: Any = common) -> float:
+            return statistics.fmean(rates[lr][seed]["loss"] for seed in common)
+
+        best = min(rates, key=mean)
+        yield method, best, rates[best], best in (min(rates), max(rates))
+
+
+def standings(lines: list[Line]) -> list[Standing]:
+    """How every method did among lines of one size, the lowest mean loss first."""
+    best = list(best_runs(lines))
+    base = next((runs for method, _, runs, _ in best if method == "adamw"), {})
+    found = []
+    for method, lr, runs, at_edge in best:
+        shared = [] if method == "adamw" else sorted(runs.keys() & base.keys())
+        differences = [runs[seed]["loss"] - base[seed]["loss"] for seed in shared]
+        found.append(Standing(method, lr, at_edge, runs, differences))
+    return sorted(found, key=lambda standing: standing.mean)
+
+
+def report(lines: list[Line], console: Console) -> None:
+    """Print a table for each size."""
+    for size, own in sizes(lines).items():
+        width, layers, length, batch, steps, text = size
+        title = (
+            f"width {width}, {layers} layers, {steps} steps of {batch} x {length} bytes of text {text}: "
+            f"{len(own)} runs; * the best rate tried is the lowest or the highest"
+        )
+        table = Table(title=title)
+        heads = (
+            "method",
+            "rate",
+            "numbers a weight",
+            "state, MB",
+            "loss by seed",
+            "mean",
+            "minus AdamW",
+        )
+        for head in heads:
+            table.add_column(head, justify="left" if head == "method" else "right")
+        for standing in standings(own):
+            against = ""
+            if standing.differences:
+                against = f"{statistics.fmean(standing.differences):+.3f}"
+                if len(standing.differences) > 1:
+                    against += f" ({standing.standard_error:.3f})"
+            first = next(iter(standing.runs.values()))
+            table.add_row(
+                standing.method, f"{standing.lr:g}{'*' if standing.at_edge else ''}",
+                f"{first['numbers_per_weight']:.2f}", f"{standing.state_bytes / 1e6:.2f}",
+                ", ".join(f"{loss:.3f}" for loss in standing.losses), f"{standing.mean:.3f}", against,
+            )  # fmt: skip
+        console.print(table)
