@@ -448,7 +448,7 @@ def frontier() -> Figure:
             axes.vlines(state, min(standing.losses), max(standing.losses), color=ink, linewidth=1)
             axes.scatter(state, standing.mean, color=ink, s=26, zorder=3)
             axes.annotate(
-                NAMES.get(standing.method, standing.method), (state, standing.mean),
+                study_table.short(standing.method), (state, standing.mean),
                 xytext=(6, 0), textcoords="offset points", va="center", color=ink, fontsize=8.5,
             )  # fmt: skip
         axes.set_xscale("log")
@@ -462,24 +462,6 @@ def frontier() -> Figure:
         if place == 0:
             axes.set_ylabel("validation loss", color=EITHER)
     return figure
-
-
-#: What the study's methods are called.
-NAMES = {
-    "adamw": "AdamW",
-    "factored": 'preset="factored"',
-    "factored, 8 bits": 'preset="tiny"',
-    "sign": "DCT-AdamW",
-    "foam": "FOAM",
-    "apollo": "APOLLO",
-    "galore": "GaLore",
-    "fira": "Fira",
-    "ldadam": "LDAdam",
-    "scale": "SCALE",
-    "muon": "Muon",
-    "trion": "Trion",
-    "trion, 8 bits": "Trion, 8 bits",
-}
 
 
 PICTURES = {

@@ -14,6 +14,31 @@ Line = dict[str, Any]
 #: What lines must share to be compared.
 SIZE = ("width", "layers", "length", "batch", "steps", "text")
 
+#: What methods are called on the page.
+NAMES = {
+    "adamw": "AdamW",
+    "foam": "FOAM",
+    "apollo": "APOLLO",
+    "scale": "SCALE",
+    "muon": "Muon",
+    "galore": 'GaLore (`basis="svd"`)',
+    "fira": 'Fira (`residual="scaled"` with `basis="svd"`)',
+    "ldadam": 'LDAdam (`preset="ldadam"`)',
+    "sign": "DCT-AdamW, defaults",
+    "factored": 'DCT-AdamW, `preset="factored"`',
+    "factored, 8 bits": 'DCT-AdamW, `preset="tiny"`',
+    "factored, dropped": 'the preset, `residual="discard"`',
+    "factored, sign": 'the preset, `residual="sign"`',
+    "factored, every step": "the preset, `refresh_every=1`",
+    "factored, identity": 'the preset, `basis="identity"`',
+    "factored, local": 'the preset, `basis="local_dct"`',
+    "factored, random": 'the preset, `basis="random"`',
+    "factored, rank 1/2": "the preset, `rank=0.5`",
+    "factored, rank 1/16": "the preset, `rank=1/16`",
+    "trion": "Trion, `rank=0.5`",
+    "trion, 8 bits": "Trion, `rank=0.5, momentum_bits=8`",
+}
+
 
 class Standing(NamedTuple):
     """How a method did at the best of its rates."""
@@ -126,3 +151,34 @@ def report(lines: list[Line], console: Console) -> None:
                 ", ".join(f"{loss:.3f}" for loss in standing.losses), f"{standing.mean:.3f}", against,
             )  # fmt: skip
         console.print(table)
+
+
+def short(method: str) -> str:
+    """A method's name without its options' dictionary, for a picture."""
+    return NAMES[method].replace("`", "").replace("DCT-AdamW, preset", "preset").partition(" (")[0]
+
+
+def markdown(lines: list[Line]) -> str:
+    """The table of lines of one size as the page has it; what is beyond two standard errors in bold."""
+    rows = [
+        "| method | rate | numbers a weight | state, MB | loss by seed | mean | minus AdamW |",
+        "|---|---:|---:|---:|---|---:|---|",
+    ]
+    for standing in standings(lines):
+        against = ""
+        if standing.differences:
+            difference = statistics.fmean(standing.differences)
+            against = f"{difference:+.3f}"
+            if len(standing.differences) > 1:
+                against += f" ({standing.standard_error:.3f})"
+                if abs(difference) > 2 * standing.standard_error:
+                    against = f"**{against}**"
+            else:
+                against += ", one seed"
+        first = next(iter(standing.runs.values()))
+        rows.append(
+            f"| {NAMES[standing.method]} | {standing.lr:.2g}{' (edge)' if standing.at_edge else ''} | "
+            f"{first['numbers_per_weight']:.2f} | {standing.state_bytes / 1e6:.2f} | "
+            f"{', '.join(f'{loss:.3f}' for loss in standing.losses)} | {standing.mean:.3f} | {against} |"
+        )
+    return "\n".join(rows)
