@@ -33,6 +33,8 @@ exclude_patterns = ["_build"]
 
 html_theme = "furo"
 html_static_path = ["_static"]
+# Browsers ask for one in any case.
+html_favicon = "_static/icon.svg"
 html_css_files = ["tables.css"]
 html_title = f"lowrank-core {release}"
 
