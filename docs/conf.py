@@ -94,10 +94,12 @@ def breakable(cell: re.Match[str]) -> str:
     separators = r"(?<=[/_=(])(?=[^/_=()])|(?<=::)|(?<=,)(?=\S)|(?<=\.)(?=[a-z_])"
 
     def broken(code: re.Match[str]) -> str:
-        # Names of usual length stay whole: no column is so narrow.
-        return re.sub(separators, "<wbr>", code[0]) if len(unescape(code[0])) > 15 else code[0]
+        # Names of usual length break on a phone alone: no column of a wide page is so narrow.
+        mark = "<wbr>" if len(unescape(code[0])) > 15 else '<wbr class="narrow">'
+        return re.sub(separators, mark, code[0])
 
-    return re.sub(r'(?<=<span class="pre">)[^<]+', broken, cell[0])
+    whole = re.sub(r"(?<=arXiv:)(?=\d)", '<wbr class="narrow">', cell[0])
+    return re.sub(r'(?<=<span class="pre">)[^<]+', broken, whole)
 
 
 def finish(_app: Sphinx, page: str, _: str, context: dict[str, Any], __: Any) -> None:
