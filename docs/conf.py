@@ -71,11 +71,12 @@ nitpick_ignore_regex = [
 SEARCHED = {
     "quickstart-pytorch": "train, train a model, train a PyTorch model, training loop, example",
     "quickstart-jax": "train a JAX model, Optax",
-    "choose": "half of AdamW's memory, half of AdamW's state, half AdamW memory, less memory, which options",
+    "choose": "half of AdamW's memory, which options for half of AdamW's memory, half of AdamW's state, "
+    "half AdamW memory, half memory, less memory, which options",
     "memory": "memory, how much memory for a 7B, memory for a 7B, memory 7B, GPU memory, VRAM",
     "fine-tune": "finetune, fine-tuning, fine-tune, Hugging Face Trainer, HuggingFace, SFT, LoRA",
     "tune": "loss, loss does not move, loss not decreasing, loss does not fall, learning rate",
-    "distributed": "distributed, shard over 8 GPUs, multi-GPU, several GPUs, FSDP, DDP, ZeRO",
+    "distributed": "distributed, shard over 8 GPUs, 8 GPUs, multi-GPU, several GPUs, FSDP, DDP, ZeRO",
     "checkpoints": "resume, resume training, save and load, stop and resume, checkpoint",
     "migrate": "migrate from GaLore, switch from AdamW, GaLore, APOLLO, Fira, Muon, Dion",
     "troubleshoot": "out of memory, OOM, error, NaN",
