@@ -33,6 +33,8 @@ exclude_patterns = ["_build"]
 
 html_theme = "furo"
 html_static_path = ["_static"]
+# Browsers ask for one in any case.
+html_favicon = "_static/icon.svg"
 html_css_files = ["tables.css"]
 html_title = f"lowrank-core {release}"
 
@@ -69,11 +71,12 @@ nitpick_ignore_regex = [
 SEARCHED = {
     "quickstart-pytorch": "train, train a model, train a PyTorch model, training loop, example",
     "quickstart-jax": "train a JAX model, Optax",
-    "choose": "half of AdamW's memory, half of AdamW's state, half AdamW memory, less memory, which options",
+    "choose": "half of AdamW's memory, which options for half of AdamW's memory, half of AdamW's state, "
+    "half AdamW memory, half memory, less memory, which options",
     "memory": "memory, how much memory for a 7B, memory for a 7B, memory 7B, GPU memory, VRAM",
     "fine-tune": "finetune, fine-tuning, fine-tune, Hugging Face Trainer, HuggingFace, SFT, LoRA",
     "tune": "loss, loss does not move, loss not decreasing, loss does not fall, learning rate",
-    "distributed": "distributed, shard over 8 GPUs, multi-GPU, several GPUs, FSDP, DDP, ZeRO",
+    "distributed": "distributed, shard over 8 GPUs, 8 GPUs, multi-GPU, several GPUs, FSDP, DDP, ZeRO",
     "checkpoints": "resume, resume training, save and load, stop and resume, checkpoint",
     "migrate": "migrate from GaLore, switch from AdamW, GaLore, APOLLO, Fira, Muon, Dion",
     "troubleshoot": "out of memory, OOM, error, NaN",
@@ -92,10 +95,12 @@ def breakable(cell: re.Match[str]) -> str:
     separators = r"(?<=[/_=(])(?=[^/_=()])|(?<=::)|(?<=,)(?=\S)|(?<=\.)(?=[a-z_])"
 
     def broken(code: re.Match[str]) -> str:
-        # Names of usual length stay whole: no column is so narrow.
-        return re.sub(separators, "<wbr>", code[0]) if len(unescape(code[0])) > 15 else code[0]
+        # Names of usual length break on a phone alone: no column of a wide page is so narrow.
+        mark = "<wbr>" if len(unescape(code[0])) > 15 else '<wbr class="narrow">'
+        return re.sub(separators, mark, code[0])
 
-    return re.sub(r'(?<=<span class="pre">)[^<]+', broken, cell[0])
+    whole = re.sub(r"(?<=arXiv:)(?=\d)", '<wbr class="narrow">', cell[0])
+    return re.sub(r'(?<=<span class="pre">)[^<]+', broken, whole)
 
 
 def finish(_app: Sphinx, page: str, _: str, context: dict[str, Any], __: Any) -> None:

@@ -221,7 +221,7 @@ class LowRankOptimizer(Optimizer):
         Parameters
         ----------
         every
-            Steps between two measurements. One costs as much as one to three steps.
+            Steps between two measurements. One takes about as long as a step, those between no longer.
 
         Raises
         ------
@@ -300,13 +300,13 @@ class LowRankOptimizer(Optimizer):
         if schedule is None or schedule.key != key:
             schedule = self._scheduled(chosen, configs, members, key)
         recorder = None if torch.compiler.is_compiling() else self._recorder
-        seen = [] if recorder is None else recorder.begin(schedule.stacks_of(members))
+        seen = None if recorder is None else recorder.begin(schedule, members)
         if schedule.is_sharded:
             self._step_sharded(schedule, members)
         else:
             self._step_here(schedule, members)
-        if recorder is not None:
-            recorder.end(seen)
+        if recorder is not None and seen is not None:
+            recorder.end(schedule, members, seen)
         if self._scheduler.last or self._scheduler.counted:
             self._scheduler.close()
 

@@ -51,7 +51,7 @@ def step_sharded(stack: Stack, ops: Ops) -> ShardedSteps[None]:
         stack.matrices, views.targets, views.gradients, strict=True
     ):
         write = _write_of(stack, bound.number, done, ops)
-        gradient = _together(gradients)
+        gradient = together(gradients)
         after.append((yield from _step_shards(stack, bound, targets, gradient, write)))
     _keep(stack, views, after, done)
 
@@ -85,7 +85,7 @@ def _views_of(stack: Stack) -> _Views:
     return _Views(list(zip(*targets, strict=True)), list(zip(*gradients, strict=True)), wholes)
 
 
-def _together(gradients: Sequence[Tensor]) -> Tensor:
+def together(gradients: Sequence[Tensor]) -> Tensor:
     """Return the gradients of several members as one stack, that of one as it is."""
     return gradients[0] if len(gradients) == 1 else torch.stack(list(gradients))
 
@@ -117,7 +117,7 @@ def _step_matrices(
     due = _due(stack, bound, states)
     if stack.by_rows and takes_rows(stack, bound, targets, gradients, ops):
         return step_rows(bound, targets, gradients, states, due, write)
-    gradient = _together(gradients)
+    gradient = together(gradients)
     if (length := rows_per_part(stack, matrix, ops)) < matrix.layout.rows:
         parts = parts_of(targets[0], gradient, states[0], matrix, length)
         after = step_parts(parts, partial(step_part, matrix, rule, due), write)

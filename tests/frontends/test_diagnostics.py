@@ -165,6 +165,56 @@ def test_a_step_that_chooses_columns_is_measured_every_so_often():
     assert [step["w0"] for step in seen] == [1, 1, 3, 3, 3, 6, 6]
 
 
+@pytest.mark.parametrize("optimizer", [lowrank_torch.DCTAdamW, lowrank_torch.Trion])
+def test_matrices_measured_together_have_the_rows_of_each_alone(optimizer):
+    def rows(**options):
+        generator = torch.Generator().manual_seed(4)
+        weights = [torch.nn.Parameter(torch.randn(24, 8, generator=generator)) for _ in range(3)]
+        made = optimizer([(f"w{k}", w) for k, w in enumerate(weights)], rank=2, **options)
+        made.record_diagnostics(every=1)
+        for _ in range(3):
+            for weight in weights:
+                weight.grad = torch.randn(weight.shape, generator=generator)
+            made.step()
+        return made.diagnostics()
+
+    together, alone = rows(), rows(foreach=False)
+    assert [row.name for row in together] == ["w0", "w1", "w2"]
+    assert [row.columns for row in together] == [row.columns for row in alone]
+    for one, other in zip(together, alone, strict=True):
+        close = pytest.approx(other.numbers(), rel=tolerance("transform", "float32"), nan_ok=True)
+        assert one.numbers() == close
+
+
+def test_steps_between_two_measurements_look_at_no_parameter(monkeypatch):
+    module = importlib.import_module("lowrank_torch._diagnostics")
+    seen, look = [], module.Recorder._earliest
+    monkeypatch.setattr(
+        module.Recorder,
+        "_earliest",
+        lambda self, parameter, done: seen.append(done) or look(self, parameter, done),
+    )
+    stepped(lowrank_torch.DCTAdamW, 4)
+    # Before and after the steps that are measured, 1 and 5, and the second, to which the state is new.
+    assert sorted({*seen}) == [0, 1, 2, 4, 5]
+    seen.clear()
+    stepped(lowrank_torch.DCTAdamW, 3, refresh_every=6)
+    assert sorted({*seen}) == [0, 1, 2, 5, 6]
+
+
+def test_steps_in_backward_are_measured_as_often():
+    layers = torch.nn.Sequential(torch.nn.Linear(8, 12), torch.nn.Linear(12, 8))
+    made = lowrank_torch.DCTAdamW(layers.parameters(), lr=RATE, rank=2)
+    made.record_diagnostics(every=3)
+    lowrank_torch.step_in_backward(made)
+    seen = []
+    for _ in range(5):
+        layers(torch.ones(2, 8)).sum().backward()
+        made.step()
+        seen.append([row.step for row in made.diagnostics()])
+    assert seen == [[1, 1]] * 3 + [[4, 4]] * 2
+
+
 def test_every_matrix_of_a_parameter_has_a_row():
     weight = torch.nn.Parameter(torch.from_numpy(normal(24, 8)))
     made = lowrank_torch.DCTAdamW([("qkv", weight)], rank=2, split_sizes=[12, 12], num_heads=2)

@@ -163,11 +163,37 @@ def test_every_page_is_in_the_sidebar_once():
     assert sorted(listed) == sorted(pages)
 
 
-def test_phrases_of_the_search_name_pages_that_exist(monkeypatch):
+@pytest.fixture
+def searched(monkeypatch):
+    """For each page the phrases by which the search finds it first."""
     monkeypatch.syspath_prepend(str(DOCS))
-    searched = importlib.import_module("conf").SEARCHED
+    found = importlib.import_module("conf").SEARCHED
     sys.modules.pop("conf")
-    assert {f"{page}.md" for page in searched} <= set(PAGES)
+    return {f"{page}.md": phrases.split(", ") for page, phrases in found.items()}
+
+
+def test_phrases_of_the_search_name_pages_that_exist(searched):
+    assert set(searched) <= set(PAGES)
+
+
+@pytest.mark.parametrize(
+    ("task", "page"),
+    [
+        ("train", "quickstart-pytorch.md"),
+        ("fine-tune", "fine-tune.md"),
+        ("how much memory for a 7B", "memory.md"),
+        ("which options for half of AdamW's memory", "choose.md"),
+        ("resume", "checkpoints.md"),
+        ("shard over 8 GPUs", "distributed.md"),
+        ("migrate from GaLore", "migrate.md"),
+        ("loss does not move", "tune.md"),
+    ],
+)
+def test_task_is_two_clicks_from_code_that_runs(searched, task, page):
+    assert [name for name, phrases in searched.items() if task in phrases] == [page]
+    # The page about tasks is the first of the sidebar.
+    assert f"]({page}" in text_of("tasks.md")
+    assert code_of(page)
 
 
 def test_fine_tuning_table_is_what_was_measured():

@@ -14,7 +14,7 @@ import pytest
 from packages import PACKAGES, module_names, package_folder
 
 DISTRIBUTION = "lowrank-core"
-FRAMEWORKS = ("numpy", "scipy", "torch", "jax", "jaxlib", "cupy", "cupyx", "optax")
+FRAMEWORKS = ("numpy", "scipy", "torch", "jax", "jaxlib", "cupy", "cupyx", "optax", "matplotlib")
 
 # What each package may import beside the standard library and itself.
 ALLOWED = {
@@ -41,9 +41,8 @@ ADAPTED = {
     "lowrank_backends._jax_blocks": {"jax"},
     "lowrank_backends._jax_rows": {"jax"},
     "lowrank_backends.cupy": {"cupy", "cupyx"},
-    # Modules that nothing else imports: whoever does so wants pictures.
-    "lowrank_torch.plot": {"matplotlib"},
-    "lowrank_jax.plot": {"matplotlib"},
+    # Nothing but the frontends' modules of that name imports it: whoever does so wants pictures.
+    "lowrank_core.plot": {"matplotlib"},
 }
 ENTRY_POINTS = {
     "numpy": "lowrank_backends.numpy:NumpyOps",

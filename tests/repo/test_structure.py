@@ -21,7 +21,7 @@ CORE = (
         "layout",
     ),
     *("ops", "numerics", "bases", "subspace", "rules"),
-    *("calibration", "drawing", "", "__main__"),
+    *("calibration", "plot", "", "__main__"),
 )
 #: Parameters that a function may have: `self` and `cls` are not counted.
 MOST_PARAMETERS = 6

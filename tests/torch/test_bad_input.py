@@ -64,11 +64,6 @@ def test_constructor_refuses(options, error, message):
         DCTAdamW(given, **{"rank": 4} | options)
 
 
-def test_no_parameters_is_an_error():
-    with pytest.raises(ValueError, match="empty parameter list"):
-        DCTAdamW([], rank=4)
-
-
 def made_sparse(gradient):
     return gradient.to_sparse()
 

@@ -6,7 +6,7 @@ import logging
 import pytest
 import torch
 from lowrank_torch import DCTAdamW, Trion, for_trainer, matrix_groups, step_in_backward
-from model_libraries import import_timm, import_torchvision
+from model_libraries import import_timm, import_torchvision, llama, trainer_settings
 from torch import nn
 
 # Warnings of these packages about themselves are not ours to mend.
@@ -77,35 +77,11 @@ def test_for_model_is_the_groups_and_logs_a_line(optimizer, caplog):
     assert line.endswith(f"AdamW's {8 * (16384 + 12800 + 192) / 1e6:.1f} MB")
 
 
-def llama():
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=100,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        pad_token_id=0,
-    )
-    return transformers.LlamaForCausalLM(config)
-
-
 def trainer(optimizer, folder, steps):
     transformers = pytest.importorskip("transformers")
     data = [{"input_ids": row, "labels": row} for batch in batches(8) for row in batch]
     arguments = transformers.TrainingArguments(
-        output_dir=str(folder),
-        max_steps=steps,
-        per_device_train_batch_size=2,
-        gradient_accumulation_steps=2,
-        save_steps=2,
-        logging_steps=100,
-        report_to=[],
-        use_cpu=True,
-        disable_tqdm=True,
-        lr_scheduler_type="constant",
+        **trainer_settings(folder, steps), lr_scheduler_type="constant"
     )
     return transformers.Trainer(
         llama(),

@@ -5,12 +5,11 @@ import importlib
 import pytest
 import torch
 from lowrank_torch import DCTAdamW, Trion, for_trainer
-from model_libraries import import_torchvision
+from model_libraries import WORDS, import_torchvision, llama, trainer_settings
 
 # Warnings of these packages about themselves are not ours to mend.
 pytestmark = [pytest.mark.usefixtures("torch"), pytest.mark.filterwarnings("ignore")]
 
-WORDS = 64
 SETTINGS = {"lr": 0.01, "rank": 8}
 
 
@@ -20,20 +19,6 @@ def by_factory(optimizer, model):
 
 def by_model(optimizer, model):
     return {"optimizers": (optimizer.for_model(model, **SETTINGS), None)}
-
-
-def llama():
-    transformers = importlib.import_module("transformers")
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=WORDS,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        pad_token_id=0,
-    )
-    return transformers.LlamaForCausalLM(config)
 
 
 def tokenizer():
@@ -51,18 +36,10 @@ def trained(trl, optimizer, how, folder, **resume):
     rows = torch.randint(3, WORDS, (16, 6), generator=draw).tolist()
     data = importlib.import_module("datasets").Dataset.from_dict({"input_ids": rows})
     arguments = trl.SFTConfig(
-        output_dir=str(folder),
-        max_steps=4,
-        per_device_train_batch_size=2,
-        gradient_accumulation_steps=2,
+        **trainer_settings(folder, 4),
         max_grad_norm=0.1,
-        save_steps=2,
-        logging_steps=100,
-        report_to=[],
-        use_cpu=True,
         bf16=False,
         gradient_checkpointing=False,
-        disable_tqdm=True,
     )
     model = llama()
     trainer = trl.SFTTrainer(

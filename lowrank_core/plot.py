@@ -1,24 +1,28 @@
-"""Pictures of diagnostics, drawn on the axes that they are given: no library of pictures is imported here."""
+"""Pictures of what an optimizer's `diagnostics` returned; needs Matplotlib, which nothing else here imports."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from lowrank_core.rules.diagnostics import MatrixDiagnostics
+
+__all__ = ["columns", "energy"]
 
 # Matrices up to which each is a line; of more, each is a row of a map, and so many rows are named.
 _NAMED, _LABELS = 8, 40
 _SHARE = "share of the gradient's energy held"
 
 
-def draw_energy(axes: Any, rows: Iterable[MatrixDiagnostics]) -> None:
-    """Draw over the steps which share of each matrix's gradient its columns hold: lines, or of many matrices a map.
+def energy(rows: Iterable[MatrixDiagnostics]) -> Figure:
+    """Return a picture of the share of each matrix's gradient that its columns hold, over the steps.
+
+    Lines, or of many matrices a map.
 
     Parameters
     ----------
-    axes
-        Axes of Matplotlib.
     rows
         Rows of `diagnostics`, of several calls one after the other; those that come twice count once.
 
@@ -28,9 +32,15 @@ def draw_energy(axes: Any, rows: Iterable[MatrixDiagnostics]) -> None:
         If there are none.
     """
     lines = _by_name(rows)
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
     if len(lines) > _NAMED:
-        _draw_map(axes, lines)
-        return
+        _draw_map(figure.subplots(), lines)
+    else:
+        _draw_lines(figure.subplots(), lines)
+    return figure
+
+
+def _draw_lines(axes: Axes, lines: dict[str, list[MatrixDiagnostics]]) -> None:
     for name, own in lines.items():
         steps, shares = [row.step for row in own], [row.captured for row in own]
         axes.plot(steps, shares, linewidth=1.4, marker="o" if len(own) == 1 else "", label=name)
@@ -40,7 +50,7 @@ def draw_energy(axes: Any, rows: Iterable[MatrixDiagnostics]) -> None:
     axes.legend(frameon=False, fontsize="small")
 
 
-def _draw_map(axes: Any, lines: dict[str, list[MatrixDiagnostics]]) -> None:
+def _draw_map(axes: Axes, lines: dict[str, list[MatrixDiagnostics]]) -> None:
     """Draw a row for each matrix: of many, lines could not be told apart."""
     steps = sorted({row.step for own in lines.values() for row in own})
     shares = [
@@ -54,22 +64,20 @@ def _draw_map(axes: Any, lines: dict[str, list[MatrixDiagnostics]]) -> None:
     _mark_steps(axes, steps)
 
 
-def _mark_steps(axes: Any, steps: list[int]) -> None:
+def _mark_steps(axes: Axes, steps: list[int]) -> None:
     """Write the steps of a map below it, no more than there is room for."""
     shown = range(0, len(steps), -(-len(steps) // 6))
     axes.set_xticks(list(shown), [str(steps[place]) for place in shown])
     axes.set_xlabel("step")
 
 
-def draw_columns(axes: Any, rows: Iterable[MatrixDiagnostics], name: str) -> None:
-    """Draw which basis columns one matrix has chosen at each step that was measured: a map, a column a row of it.
+def columns(rows: Iterable[MatrixDiagnostics], name: str) -> Figure:
+    """Return a map of the basis columns that one matrix has chosen at each step that was measured.
 
     Parameters
     ----------
-    axes
-        Axes of Matplotlib.
     rows
-        As in `draw_energy`.
+        As in `energy`.
     name
         The matrix, as its rows are called.
 
@@ -89,6 +97,8 @@ def draw_columns(axes: Any, rows: Iterable[MatrixDiagnostics], name: str) -> Non
     for place, row in enumerate(own):
         for column in row.columns:
             chosen[column][place] = 1.0
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
     axes.imshow(
         chosen,
         origin="lower",
@@ -100,6 +110,7 @@ def draw_columns(axes: Any, rows: Iterable[MatrixDiagnostics], name: str) -> Non
     )
     _mark_steps(axes, [row.step for row in own])
     axes.set_ylabel(f"basis column of {name}")
+    return figure
 
 
 def _by_name(rows: Iterable[MatrixDiagnostics]) -> dict[str, list[MatrixDiagnostics]]:
