@@ -142,7 +142,7 @@ class StandardOps(Generic[A]):
 
     # -- two passes over a gradient ------------------------------------------------------------
 
-    def has_row_kernels(self, gradient: A, parameter: A) -> bool:
+    def has_row_kernels(self, gradient: A, parameter: A, moments: RowMoments | None = None) -> bool:
         """Return whether :meth:`dct_sums` and :meth:`step_rows` are one pass each over such matrices, in place."""
         return False
 
