@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from types import ModuleType
 from typing import Any, Self
 
 import torch
@@ -11,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.utils._device import DeviceContext
 
-from lowrank_backends import _torch_rows
+from lowrank_backends import _torch_panels, _torch_rows
 from lowrank_backends._torch_threads import for_each, num_threads
 from lowrank_core import StandardOps
 from lowrank_core._typing import Scalar
@@ -126,12 +127,16 @@ class TorchOps(StandardOps[Tensor]):
     def dct(self, x: Tensor, *, axis: int) -> Tensor:
         """Return the orthonormal DCT-II, block by block on the CPU, elsewhere the whole at once."""
         if _is_plain(x):
-            return _torch_cosine.dct(x, axis=axis)
+            panels = _torch_panels.launches_for(x, x) if axis == -1 else None
+            return _torch_cosine.dct(x, axis=axis) if panels is None else panels.dct(x)
         return self._whole(dct_by_fft, x, axis=axis)
 
     def idct(self, coefficients: Tensor, *, axis: int) -> Tensor:
         """Return the inverse of :meth:`dct`."""
         if _is_plain(coefficients):
+            panels = _torch_panels.launches_for(coefficients, coefficients) if axis == -1 else None
+            if panels is not None:
+                return panels.idct(coefficients)
             return _torch_cosine.idct(coefficients, axis=axis)
         return self._whole(idct_by_fft, coefficients, axis=axis)
 
@@ -147,19 +152,35 @@ class TorchOps(StandardOps[Tensor]):
             return _torch_cosine.dct_scored(x, axis=axis, norms=norms, scratch=self._scratch)
         return super().dct_scored(x, axis=axis, norms=norms)
 
-    def row_kernels_on(self, device: torch.device) -> bool:
-        """Return whether Triton kernels run on a device."""
-        return _torch_rows.run_on(device)
+    def may_have_row_kernels(self, parameter: Tensor) -> bool:
+        """Return whether Triton kernels run where a parameter is, or it is large enough for the CPU's panels."""
+        on_cpu = parameter.device.type == "cpu" and parameter.numel() >= _torch_panels.LEAST
+        return on_cpu or _torch_rows.run_on(parameter.device)
 
-    def has_row_kernels(self, gradient: Tensor, parameter: Tensor) -> bool:
-        """Return whether there are Triton kernels for such matrices."""
-        return _torch_rows.takes(gradient, parameter) and not _is_recorded()
+    def has_row_kernels(
+        self, gradient: Tensor, parameter: Tensor, moments: RowMoments | None = None
+    ) -> bool:
+        """Return whether there are Triton kernels for such matrices, or on a CPU panels that Numba compiles."""
+        return self._launches(gradient, parameter, moments) is not None
+
+    def _launches(
+        self, gradient: Tensor, parameter: Tensor, moments: RowMoments | None = None
+    ) -> ModuleType | None:
+        """Return the module that launches the kernels for such matrices, if there are any."""
+        if _is_plain(gradient) and _is_plain(parameter):
+            panels = _torch_panels.launches_for(gradient, parameter, *(moments or ()))
+            if panels is not None:
+                return panels
+        if _torch_rows.takes(gradient, parameter) and not _is_recorded():
+            return _torch_rows.launches()
+        return None
 
     def dct_sums(self, x: Tensor, *, norms: Sequence[str]) -> Tensor:
         """Return the sums over columns, of what the kernels take in one pass over it."""
-        if not self.has_row_kernels(x, x):
+        launches = self._launches(x, x)
+        if launches is None:
             return super().dct_sums(x, norms=norms)
-        sums: Tensor = _torch_rows.launches().dct_sums(x, norms)
+        sums: Tensor = launches.dct_sums(x, norms)
         return sums
 
     def step_rows(
@@ -171,9 +192,10 @@ class TorchOps(StandardOps[Tensor]):
         write: RowWrite,
     ) -> tuple[Tensor, RowMoments]:
         """Return parameter and moments after the step of their rows; what the kernels take is written to."""
-        if not self.has_row_kernels(gradient, parameter):
+        launches = self._launches(gradient, parameter, moments)
+        if launches is None:
             return super().step_rows(parameter, gradient, moments, job, write)
-        _torch_rows.launches().step_rows(parameter, gradient, moments, job, write)
+        launches.step_rows(parameter, gradient, moments, job, write)
         return parameter, moments
 
     def idct_columns(self, values: Tensor, indices: Tensor, size: int, *, axis: int) -> Tensor:

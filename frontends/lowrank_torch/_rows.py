@@ -30,6 +30,7 @@ def takes_rows(
     bound: BoundMatrices,
     targets: Sequence[Tensor],
     gradients: Sequence[Tensor],
+    states: Sequence[Any],
     ops: Ops,
 ) -> bool:
     """Return whether `step_rows` does the step of these matrices, of a stack that may be stepped so."""
@@ -37,7 +38,7 @@ def takes_rows(
     return (
         not torch.compiler.is_compiling()
         and all(member.projected is None for member in stack.members)
-        and all(map(ops.has_row_kernels, gradients, targets))
+        and all(map(ops.has_row_kernels, gradients, targets, map(_moments_of, states)))
         and fits(bound.step)
     )
 
@@ -53,8 +54,8 @@ def step_rows(
     """Step matrices; return their new states.
 
     Columns are chosen for all members at once. Small members are stepped as one stack, a copy, in as many launches as
-    one. The rows of others are one call each, in place, and noted as written with the next instruction: a step that is
-    interrupted and done again passes them over.
+    one. The rows of others are one call each, in place, which notes what it has written: a step that is interrupted and
+    done again passes it over.
     """
     matrix, ops = bound.step, write.ops
     norms, sums = matrix.config.norms(due is not False), None
@@ -71,12 +72,10 @@ def step_rows(
         return _step_copy(targets, gradients[0], states, (job, after), write)
     members = zip(targets, gradients, states, write.dithers, strict=True)
     for place, (target, gradient, state, dither) in enumerate(members):
-        if (*write.key, place) in write.done.blocks:
-            continue
         one = job if len(states) == 1 else job.of(place)
-        how = RowWrite(write.lr, write.weight_decay, _key(target, dither))
+        name = (*write.key, place)
+        how = RowWrite(write.lr, write.weight_decay, _key(target, dither), write.done.blocks, name)
         ops.step_rows(target, gradient, _moments_of(state), one, how)
-        write.done.blocks.add((*write.key, place))
     kept = zip(unstacked(after, light), states, strict=True)
     return [new._replace(**_rows_of(state)) for new, state in kept]
 

@@ -115,7 +115,7 @@ def _step_matrices(
     matrix, rule, ops = bound.step, stack.rule, write.ops
     states = [state_of(member.state, bound, rule) for member in stack.members]
     due = _due(stack, bound, states)
-    if stack.by_rows and takes_rows(stack, bound, targets, gradients, ops):
+    if stack.by_rows and takes_rows(stack, bound, targets, gradients, states, ops):
         return step_rows(bound, targets, gradients, states, due, write)
     gradient = together(gradients)
     if (length := rows_per_part(stack, matrix, ops)) < matrix.layout.rows:

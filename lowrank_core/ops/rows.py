@@ -69,6 +69,10 @@ class RowWrite(NamedTuple):
     weight_decay: Scalar
     #: Key of the draws by which a parameter narrower than the arithmetic is rounded; ``None`` for to nearest.
     key: int | None = None
+    #: Gets ``(*name, row)`` when rows from ``row`` on have been written, with nothing in between; rows that are in it
+    #: are passed over. ``None`` where nobody asks.
+    done: set[Any] | None = None
+    name: tuple[Any, ...] = ()
 
 
 def step_rows(

@@ -142,11 +142,11 @@ class StandardOps(Generic[A]):
 
     # -- two passes over a gradient ------------------------------------------------------------
 
-    def row_kernels_on(self, device: Device) -> bool:
-        """Return whether :meth:`has_row_kernels` may be true of matrices on a device."""
+    def may_have_row_kernels(self, parameter: A) -> bool:
+        """Return whether :meth:`has_row_kernels` may be true of matrices of a parameter."""
         return False
 
-    def has_row_kernels(self, gradient: A, parameter: A) -> bool:
+    def has_row_kernels(self, gradient: A, parameter: A, moments: RowMoments | None = None) -> bool:
         """Return whether :meth:`dct_sums` and :meth:`step_rows` are one pass each over such matrices, in place."""
         return False
 

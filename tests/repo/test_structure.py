@@ -84,14 +84,14 @@ def test_every_arrow_of_the_core_points_down():
 
 
 def functions_of(path):
-    """Each function of a module but those that Triton compiles, which take every pointer and number for themselves."""
+    """Each function of a module but those that are compiled, which take every pointer and number for themselves."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.FunctionDef) and not any(map(is_tritons, node.decorator_list)):
+        if isinstance(node, ast.FunctionDef) and not any(map(is_compiled, node.decorator_list)):
             yield node
 
 
-def is_tritons(decorator):
-    return ast.unparse(decorator).startswith("triton.jit")
+def is_compiled(decorator):
+    return ast.unparse(decorator).startswith(("triton.jit", "compiled"))
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -204,7 +204,8 @@ def interrupted() -> dict[str, float]:
     _torch_rows.takes = takes
     pairs = zip(*groups, starts, strict=True)
     errors = [relative(p.detach(), q.detach().double(), start) for p, q, start in pairs]
-    return {"launches": float(len(calls) != 3), "parameter": max(errors)}
+    # Taken up again, the first is asked for once more and passes over what it has done.
+    return {"launches": float(len(calls) != 4), "parameter": max(errors)}
 
 
 FAST: dict[str, Callable[[], dict[str, float]]] = {

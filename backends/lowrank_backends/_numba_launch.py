@@ -1,0 +1,116 @@
+"""Calls of the compiled panels on PyTorch's CPU tensors: their memory, and what a step is made of, for Numba."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from operator import call
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lowrank_backends import _numba_rows, _numba_step
+from lowrank_backends._numba_tables import PANEL, Tables, factors, tables
+from lowrank_backends._torch_memory import empty
+from lowrank_backends._torch_threads import for_each
+from lowrank_core.ops.rows import ROW_RESTS, RowMoments, RowStep, RowWrite
+
+__all__ = ["dct", "dct_sums", "factors", "idct", "step_rows"]
+
+# Numbers in the rows of one call: enough that it costs nothing beside them, few enough that threads have their share.
+_CALL = 2**19
+
+
+def _ranges(rows: int, n: int) -> list[slice]:
+    """Return slices of ``rows`` rows of ``n`` numbers, whole panels but for the last."""
+    length = max(1, _CALL // (n * PANEL)) * PANEL
+    return [slice(start, start + length) for start in range(0, rows, length)]
+
+
+def _numbers(x: Tensor) -> Any:
+    return x.detach().numpy()
+
+
+def transform(work: Callable[..., object], x: Tensor) -> Tensor:
+    """Return what ``work``, one of the transforms of `lowrank_backends._numba_rows`, makes of rows ``(m, n)``."""
+    out, held = empty(x.shape, x.dtype), tuple(tables(x.shape[-1]))
+    source, target = _numbers(x), out.numpy()
+    for_each(lambda own: work(source[own], target[own], held), _ranges(*x.shape))
+    return out
+
+
+def dct(x: Tensor) -> Tensor:
+    """Return the orthonormal DCT-II of rows ``(m, n)``."""
+    return transform(_numba_rows.dct_rows, x)
+
+
+def idct(coefficients: Tensor) -> Tensor:
+    """Return the inverse of :func:`dct`."""
+    return transform(_numba_rows.idct_rows, coefficients)
+
+
+def dct_sums(x: Tensor, norms: Sequence[str]) -> Tensor:
+    """Return the sums over the columns of the DCT of rows ``(m, n)``: ``(norms, n)``, float32.
+
+    Each norm is one pass over ``x``. The sums are the same with any number of threads.
+    """
+    ranges, held, source = _ranges(*x.shape), tuple(tables(x.shape[-1])), _numbers(x)
+    parts = np.empty((len(norms), len(ranges), x.shape[-1]), np.float32)
+
+    def work(item: tuple[int, int]) -> None:
+        norm, place = item
+        rows, out = source[ranges[place]], parts[norm, place]
+        _numba_rows.dct_sums(rows, out, held, norms[norm] == "l1")
+
+    for_each(work, list(np.ndindex(len(norms), len(ranges))))
+    return torch.from_numpy(parts.sum(1))
+
+
+def step_rows(
+    parameter: Tensor, gradient: Tensor, moments: RowMoments, job: RowStep, write: RowWrite
+) -> None:
+    """Do what `lowrank_core.StandardOps.step_rows` does on ``(m, n)``, in place, in one pass."""
+    held, done = tables(gradient.shape[-1]), set() if write.done is None else write.done
+    first = _numbers(moments.first)
+    second = first if moments.second is None else _numbers(moments.second)
+    energy = first if moments.rows is None else _numbers(moments.rows)
+    arrays = (_numbers(parameter), _numbers(gradient), first, second, energy)
+    own = _job(job, moments.second is None, write, held)
+
+    def work(rows: slice) -> None:
+        block = (*write.name, rows.start)
+        if block not in done:
+            step = partial(
+                _numba_step.step_rows, *(x[rows] for x in arrays), tuple(own), tuple(held)
+            )
+            # With nothing in between: no handler of a signal and no tracer runs within compiled functions.
+            deque(map(call, (step, partial(done.add, block))), maxlen=0)
+
+    for_each(work, _ranges(*gradient.shape))
+
+
+def _job(job: RowStep, factored: bool, write: RowWrite, held: Tables) -> _numba_step.Job:
+    slots = held.place[_numbers(job.indices)]
+    rank = len(slots)
+    before = np.arange(rank) if job.before is None else _numbers(job.before).astype(np.int64)
+    column = np.zeros(held.n, np.float32)
+    if job.column is not None:
+        # Of the bounded rest, columns of nothing but rounding are -1: here these are 0.
+        column[held.place // PANEL] = np.maximum(_numbers(job.column), 0)
+    column[slots // PANEL] = -1 if job.rest == "bounded" else 1
+    lr = float(write.lr)
+    eps = _numbers(job.eps)
+    decays = (*map(float, job.betas), float(job.decay))
+    return _numba_step.Job(
+        slots, before, eps, eps if job.shares is None else _numbers(job.shares), column,
+        ROW_RESTS.index(job.rest), factored, _floats(*decays), _floats(*(1 - x for x in decays)),
+        _floats(*(1 / float(x) for x in job.weights)),
+        *_floats(job.scale, job.plain_eps, lr, 1 - lr * write.weight_decay),
+    )  # fmt: skip
+
+
+def _floats(*numbers: Any) -> tuple[Any, ...]:
+    return tuple(map(np.float32, numbers))

@@ -1,0 +1,120 @@
+"""Rows of a matrix into a panel of 16 and back, eight by eight numbers at a time, compiled by Numba."""
+
+from __future__ import annotations
+
+from lowrank_backends._numba_dct import compiled
+from lowrank_backends._numba_lanes import WIDTH, load, store, transposed
+from lowrank_backends._numba_tables import PANEL
+
+
+@compiled
+def eight(rows, place, stride):
+    """Return by column the eight numbers from ``place`` on of a row and of the next seven."""
+    return transposed((
+        load(rows, place), load(rows, place + stride), load(rows, place + 2 * stride),
+        load(rows, place + 3 * stride), load(rows, place + 4 * stride), load(rows, place + 5 * stride),
+        load(rows, place + 6 * stride), load(rows, place + 7 * stride),
+    ))  # fmt: skip
+
+
+@compiled
+def put_eight(rows, place, stride, vectors):
+    """Write to eight rows what `eight` reads, here by row."""
+    a, b, c, d, e, f, g, h = vectors
+    store(rows, place, a)
+    store(rows, place + stride, b)
+    store(rows, place + 2 * stride, c)
+    store(rows, place + 3 * stride, d)
+    store(rows, place + 4 * stride, e)
+    store(rows, place + 5 * stride, f)
+    store(rows, place + 6 * stride, g)
+    store(rows, place + 7 * stride, h)
+
+
+@compiled
+def tile(number, n):
+    """Return the column and the row, of 16, of tile ``number`` of 8 x 8: in turn four that share cache lines.
+
+    Rows of a power of two of numbers all fall on the same few lines of a cache.
+    """
+    place, part = number // 4 * 2 * WIDTH, number % 4
+    if place + WIDTH == n:
+        return place, part * WIDTH
+    return place + part % 2 * WIDTH, part // 2 * WIDTH
+
+
+@compiled
+def _stand(n, place):
+    """Return where the samples ``place`` to ``place + 7`` stand in a panel: even ones from there on, odd ones back."""
+    return place // 2 * PANEL, (n - 1 - place // 2) * PANEL
+
+
+@compiled
+def read(rows, row, x, n):
+    """Read 16 rows into the panel ``x``, in Makhoul's order of samples."""
+    for number in range(n // WIDTH * 2):
+        place, half = tile(number, n)
+        even, odd = _stand(n, place)
+        a, b, c, d, e, f, g, h = eight(rows, (row + half) * n + place, n)
+        store(x, even + half, a)
+        store(x, odd + half, b)
+        store(x, even + PANEL + half, c)
+        store(x, odd - PANEL + half, d)
+        store(x, even + 2 * PANEL + half, e)
+        store(x, odd - 2 * PANEL + half, f)
+        store(x, even + 3 * PANEL + half, g)
+        store(x, odd - 3 * PANEL + half, h)
+
+
+@compiled
+def samples(x, place, half, n):
+    """Return by row the samples ``place`` to ``place + 7`` of eight rows of a panel."""
+    even, odd = _stand(n, place)
+    return transposed((
+        load(x, even + half), load(x, odd + half),
+        load(x, even + PANEL + half), load(x, odd - PANEL + half),
+        load(x, even + 2 * PANEL + half), load(x, odd - 2 * PANEL + half),
+        load(x, even + 3 * PANEL + half), load(x, odd - 3 * PANEL + half),
+    ))  # fmt: skip
+
+
+@compiled
+def at(x, offsets, k, half):
+    """Return by row what eight rows of a panel have at the offsets ``k`` to ``k + 7``."""
+    return transposed((
+        load(x, offsets[k] + half), load(x, offsets[k + 1] + half),
+        load(x, offsets[k + 2] + half), load(x, offsets[k + 3] + half),
+        load(x, offsets[k + 4] + half), load(x, offsets[k + 5] + half),
+        load(x, offsets[k + 6] + half), load(x, offsets[k + 7] + half),
+    ))  # fmt: skip
+
+
+@compiled
+def put_at(x, offsets, k, half, vectors):
+    """Write what `at` reads, here by column."""
+    a, b, c, d, e, f, g, h = vectors
+    store(x, offsets[k] + half, a)
+    store(x, offsets[k + 1] + half, b)
+    store(x, offsets[k + 2] + half, c)
+    store(x, offsets[k + 3] + half, d)
+    store(x, offsets[k + 4] + half, e)
+    store(x, offsets[k + 5] + half, f)
+    store(x, offsets[k + 6] + half, g)
+    store(x, offsets[k + 7] + half, h)
+
+
+@compiled
+def begin(rows, row, spare):
+    """Return an array and the row in it from which there are 16: those from ``row`` on, or a copy with zeros below."""
+    if row + PANEL <= len(rows):
+        return rows, row
+    spare[:] = 0
+    spare[: len(rows) - row] = rows[row:]
+    return spare, 0
+
+
+@compiled
+def end(rows, row, spare):
+    """Write the copy back, if there is one."""
+    if row + PANEL > len(rows):
+        rows[row:] = spare[: len(rows) - row]

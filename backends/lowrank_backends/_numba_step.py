@@ -1,0 +1,202 @@
+"""All that follows the choice of columns in a step of DCT-AdamW, by panels of rows, compiled by Numba.
+
+From the gradient to the weight a panel stays in a core's cache.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lowrank_backends._numba_dct import compiled, dct, idct
+from lowrank_backends._numba_lanes import WIDTH, if_positive, load, splat, sqrt, store
+from lowrank_backends._numba_panels import begin, eight, end, put_eight, read, samples, tile
+from lowrank_backends._numba_tables import PANEL, Tables
+
+#: What becomes of the other coefficients, by number.
+DISCARD, SIGN, NORMALIZED, BOUNDED = range(4)
+
+
+class Job(NamedTuple):
+    """A `lowrank_core.ops.rows.RowStep` of one matrix and the `RowWrite` that goes with it; numbers are float32."""
+
+    #: By chosen column, ``(r,)``: its offset in a panel, the column of its moments before or -1, and what
+    #: `RowStep.eps` and `RowStep.shares` say.
+    slots: Any
+    before: Any
+    eps: Any
+    shares: Any
+    #: By place in a panel, ``(n,)``. ``NORMALIZED``: what to multiply by, 1 where the column is chosen. ``BOUNDED``: -1
+    #: there, else its share of the root of the second moment. Else: 1 there, and 0.
+    column: Any
+    rest: int
+    factored: bool
+    #: Of the two moments and the mean squares of rows: what they decay by, the share of what comes, and what corrects
+    #: for their start at zero.
+    decays: tuple[Any, Any, Any]
+    fresh: tuple[Any, Any, Any]
+    upward: tuple[Any, Any, Any]
+    scale: Any
+    plain_eps: Any
+    lr: Any
+    #: What a parameter is multiplied by before the step.
+    keep: Any
+
+
+@compiled
+def step_rows(w, g, first, second, energy, asked, entries):
+    """Step rows of ``w`` ``(m, n)`` by ``g``, and those of the moments ``(m, r)``, in place.
+
+    Not looked at are ``second`` where it is factored, nor ``energy`` ``(m, 1)`` elsewhere. ``asked`` and ``entries``
+    are those of `Job` and `Tables` (see `lowrank_backends._numba_rows`).
+    """
+    job, tables = Job(*asked), Tables(*entries)
+    n, rank = tables.n, len(job.slots)
+    x, spare = np.empty(n * PANEL, np.float32), np.empty((PANEL, n), np.float32)
+    left = np.empty(n * PANEL if job.rest == SIGN else 0, np.float32)
+    old, new = np.empty((2, rank * WIDTH), np.float32), np.empty((2, rank * WIDTH), np.float32)
+    spare1, spare2 = np.empty((PANEL, rank), np.float32), np.empty((PANEL, rank), np.float32)
+    root = np.zeros(PANEL, np.float32)
+    for row in range(0, len(g), PANEL):
+        source, top = begin(g, row, spare)
+        read(source, top, x, n)
+        dct(x, tables)
+        if job.factored:
+            _roots(x, energy, row, job, root)
+        if job.rest == SIGN:
+            left[:] = x
+            for slot in job.slots:
+                store(left, slot, splat(np.float32(0)))
+                store(left, slot + WIDTH, splat(np.float32(0)))
+        moment1, top1 = begin(first, row, spare1)
+        moment2, top2 = moment1, top1
+        if not job.factored:
+            moment2, top2 = begin(second, row, spare2)
+        for half in range(0, PANEL, WIDTH):
+            _columns(moment1, top1 + half, old[0])
+            if not job.factored:
+                _columns(moment2, top2 + half, old[1])
+            _adam(x, old, new, load(root, half), half, job)
+            _put_columns(moment1, top1 + half, new[0])
+            if not job.factored:
+                _put_columns(moment2, top2 + half, new[1])
+            _others(x, load(root, half), half, job)
+        end(first, row, spare1)
+        if not job.factored:
+            end(second, row, spare2)
+        target, top = begin(w, row, spare)
+        if job.rest == SIGN:
+            idct(left, tables)
+            _write(target, top, left, job.keep, job.lr * job.scale, True, n)
+        idct(x, tables)
+        _write(target, top, x, np.float32(1) if job.rest == SIGN else job.keep, job.lr, False, n)
+        end(w, row, spare)
+
+
+@compiled
+def _columns(rows, row, out):
+    """Read eight rows column by column."""
+    rank = rows.shape[1]
+    whole = rank // WIDTH * WIDTH
+    for p in range(0, whole, WIDTH):
+        put_eight(out, p * WIDTH, WIDTH, eight(rows, row * rank + p, rank))
+    for p in range(whole, rank):
+        for lane in range(WIDTH):
+            out[p * WIDTH + lane] = rows[row + lane, p]
+
+
+@compiled
+def _put_columns(rows, row, columns):
+    """Write what `_columns` reads."""
+    rank = rows.shape[1]
+    whole = rank // WIDTH * WIDTH
+    for p in range(0, whole, WIDTH):
+        put_eight(rows, row * rank + p, rank, eight(columns, p * WIDTH, WIDTH))
+    for p in range(whole, rank):
+        for lane in range(WIDTH):
+            rows[row + lane, p] = columns[p * WIDTH + lane]
+
+
+@compiled
+def _roots(x, energy, row, job, root):
+    """Bring the mean squares of 16 rows up to date, and write their roots to ``root``."""
+    for half in range(0, PANEL, WIDTH):
+        total = splat(np.float32(0))
+        for place in range(half, len(x), PANEL):
+            a = load(x, place)
+            total = total + a * a
+        store(root, half, total / np.float32(len(x) // PANEL))
+    for lane in range(min(PANEL, len(energy) - row)):
+        mean = job.decays[2] * energy[row + lane, 0] + job.fresh[2] * root[lane]
+        energy[row + lane, 0] = mean
+        root[lane] = np.sqrt(mean * job.upward[2])
+
+
+@compiled
+def _adam(x, old, new, root, half, job):
+    """Do Adam's step on the chosen columns of eight rows of a panel, and put it in the coefficients' place.
+
+    The moments are read where their columns stood.
+    """
+    for p in range(len(job.slots)):
+        slot, before = job.slots[p] + half, job.before[p]
+        a, first, second = load(x, slot), splat(np.float32(0)), splat(np.float32(0))
+        if before >= 0:
+            first = load(old[0], before * WIDTH) * job.decays[0]
+            second = load(old[1], before * WIDTH) * job.decays[1]
+        first = first + a * job.fresh[0]
+        store(new[0], p * WIDTH, first)
+        if job.factored:
+            divisor = root * job.shares[p] + splat(job.eps[p])
+        else:
+            second = second + a * a * job.fresh[1]
+            store(new[1], p * WIDTH, second)
+            divisor = sqrt(second * job.upward[1]) + splat(job.eps[p])
+        store(x, slot, first * job.upward[0] / divisor)
+
+
+@compiled
+def _others(x, root, half, job):
+    """Make of the coefficients of eight rows outside the chosen columns what the policy says."""
+    zero, one = splat(np.float32(0)), splat(np.float32(1))
+    for slot in range(len(job.column)):
+        column, place = job.column[slot], slot * PANEL + half
+        if job.rest == NORMALIZED:
+            store(x, place, load(x, place) * column)
+        elif column == 0:
+            store(x, place, zero)
+        elif job.rest == BOUNDED and column > 0:
+            divisor = root * column + splat(job.plain_eps)
+            # Without an `eps`, where a row is all zeros so is its root.
+            ratio = load(x, place) / if_positive(divisor, divisor, one)
+            store(x, place, ratio * job.scale / sqrt(ratio * ratio + one))
+
+
+@compiled
+def _write(w, row, x, keep, lr, signs, n):
+    """Move 16 rows by the samples of a panel times ``-lr``, or by their signs."""
+    for number in range(n // WIDTH * 2):
+        place, half = tile(number, n)
+        a, b, c, d, e, f, g, h = samples(x, place, half, n)
+        first = (row + half) * n + place
+        # All eight are read before one is written: to the processor rows a power of two apart look like the same place.
+        moved = (
+            _moved(w, first, a, keep, lr, signs),
+            _moved(w, first + n, b, keep, lr, signs),
+            _moved(w, first + 2 * n, c, keep, lr, signs),
+            _moved(w, first + 3 * n, d, keep, lr, signs),
+            _moved(w, first + 4 * n, e, keep, lr, signs),
+            _moved(w, first + 5 * n, f, keep, lr, signs),
+            _moved(w, first + 6 * n, g, keep, lr, signs),
+            _moved(w, first + 7 * n, h, keep, lr, signs),
+        )
+        put_eight(w, first, n, moved)
+
+
+@compiled
+def _moved(w, place, update, keep, lr, signs):
+    if signs:
+        one, zero = splat(np.float32(1)), splat(np.float32(0))
+        update = if_positive(update, one, if_positive(zero - update, zero - one, zero))
+    return load(w, place) * keep - update * lr

@@ -1,0 +1,42 @@
+"""Which PyTorch matrices the compiled panels take; Numba is imported when there is the first of them."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+# Numbers from which a matrix is worth a call of its own, and Numba the seconds that it compiles for at first.
+LEAST = 2**20
+
+
+def launches_for(gradient: Tensor, parameter: Tensor, *moments: Tensor | None) -> ModuleType | None:
+    """Return the module that calls the panels, if they take such arrays: plain tensors of the CPU.
+
+    Large matrices ``(m, n)`` of one shape, and moments, of float32 and contiguous.
+    """
+    shape = gradient.shape
+    fit = (
+        gradient.ndim == 2
+        and gradient.numel() >= LEAST
+        and parameter.shape == shape
+        and all(
+            x.dtype == torch.float32 and x.is_contiguous()
+            for x in (gradient, parameter, *moments)
+            if x is not None
+        )
+    )
+    launches = _launches() if fit else None
+    return launches if launches is not None and launches.factors(shape[-1]) else None
+
+
+@functools.cache
+def _launches() -> ModuleType | None:
+    """Return the module, or ``None`` where Numba is not installed, or not for this Python or this NumPy."""
+    try:
+        return importlib.import_module("lowrank_backends._numba_launch")
+    except ImportError:
+        return None

@@ -1,0 +1,165 @@
+"""The panels that Numba compiles for large matrices on a CPU give what `StandardOps` gives."""
+
+import copy
+import importlib.util
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers import assert_close, normal
+from oracles import dct_basis
+
+pytestmark = [
+    pytest.mark.usefixtures("torch"),
+    pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba: not installed"),
+    # The first of them waits for half a minute while Numba compiles.
+    pytest.mark.slow,
+]
+# Fewer rows than a panel has, more than one call takes, and no multiple of either.
+ROWS = (3, 37)
+FACTORED = {"second_moment": "factored", "betas": (0.9, 0.999)}
+
+
+@pytest.fixture
+def panels(monkeypatch):
+    from lowrank_backends import _numba_launch, _torch_panels
+
+    monkeypatch.setattr(_torch_panels, "LEAST", 0)
+    monkeypatch.setattr(_numba_launch, "_CALL", 512)
+    return _numba_launch
+
+
+def float32(*shape, seed=0):
+    import torch
+
+    return torch.from_numpy(normal(*shape, seed=seed).astype(np.float32))
+
+
+@pytest.mark.parametrize("rows", ROWS)
+# By the factors 4, 2, 3, 5, 11 and 61, in parts of a panel that are near and that are not.
+@pytest.mark.parametrize("n", [8, 16, 24, 40, 88, 488, 768, 2048])
+def test_transforms(panels, torch, rows, n):
+    x, basis = float32(rows, n), dct_basis(n)
+    wanted = x.double().numpy() @ basis
+    assert_close(panels.dct(x), wanted, xp=torch, dtype="float32")
+    assert_close(panels.idct(x), x.double().numpy() @ basis.T, xp=torch, dtype="float32")
+    sums = panels.dct_sums(x, ("l1", "l2"))
+    assert_close(sums[0], abs(wanted).sum(0), xp=torch, dtype="float32")
+    assert_close(sums[1], (wanted**2).sum(0), xp=torch, dtype="float32")
+
+
+@pytest.mark.parametrize("moved", [True, False])
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize(
+    ("rest", "factored"),
+    [
+        ("discard", False),
+        ("sign", False),
+        ("normalized", False),
+        ("bounded", True),
+        ("discard", True),
+    ],
+)
+def test_rows(panels, torch, rest, factored, rows, moved):
+    import triton_runs as cases
+
+    from lowrank_core.ops.rows import RowMoments, RowWrite
+
+    n, rank = 40, 10
+    job = cases.job_of(n, rest, (), factored=factored, moved=moved)
+    moments = [float32(rows, rank, seed=1), float32(rows, rank, seed=2) ** 2, float32(rows, 1) ** 2]
+    given = RowMoments(
+        moments[0], None if factored else moments[1], moments[2] if factored else None
+    )
+    wide = RowMoments(*(None if x is None else x.double() for x in given))
+    w, g = float32(rows, n, seed=3), float32(rows, n, seed=4)
+    wanted, after = cases.STANDARD.step_rows(w.double(), g.double(), wide, job, RowWrite(0.1, 0.5))
+    own = cases.in_float32(job, tensors=False)
+    assert cases.OPS.has_row_kernels(g, w, given)
+    found, kept = cases.OPS.step_rows(w, g, given, own, RowWrite(0.1, 0.5))
+    assert found is w
+    assert_close(found, wanted, xp=torch, dtype="float32", kind="trajectory")
+    for x, y, z in zip(kept, given, after, strict=True):
+        assert x is y
+        if z is not None:
+            assert_close(x, z, xp=torch, dtype="float32")
+
+
+def test_rows_that_are_done_are_passed_over(panels, torch):
+    import triton_runs as cases
+
+    from lowrank_core.ops.rows import RowMoments, RowWrite
+
+    job = cases.in_float32(
+        cases.job_of(32, "discard", (), factored=False, moved=False), tensors=False
+    )
+    w, g = float32(48, 32), float32(48, 32, seed=1)
+    moments = RowMoments(torch.zeros(48, 8), torch.zeros(48, 8), None)
+    before, done = w.clone(), {("name", 16)}
+    cases.OPS.step_rows(w, g, moments, job, RowWrite(0.1, 0.0, done=done, name=("name",)))
+    assert done == {("name", 0), ("name", 16), ("name", 32)}
+    assert torch.equal(w[16:32], before[16:32])
+    assert not (moments.second == 0).all(1)[:16].any()
+    assert not (w == before).all(1)[32:].any()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"residual": "discard", "refresh_every": 3},
+        {"residual": "normalized", "score_decay": 0.9},
+        {"residual": "bounded", **FACTORED},
+    ],
+    ids=str,
+)
+def test_steps_of_the_optimizer(panels, torch, monkeypatch, options):
+    from lowrank_backends import _torch_panels
+    from lowrank_torch import DCTAdamW
+
+    start, runs = float32(64, 64), []
+    for least in (0, 2**40):
+        monkeypatch.setattr(_torch_panels, "LEAST", least)
+        parameter = torch.nn.Parameter(start.clone())
+        own = DCTAdamW([parameter], lr=0.02, weight_decay=0.1, rank=9, **options)
+        for step in range(5):
+            parameter.grad = float32(64, 64, seed=step + 1)
+            own.step()
+        runs.append((parameter.detach(), copy.deepcopy(own.state[parameter])))
+    (ours, state), (theirs, other) = runs
+    assert_close(ours, theirs, xp=torch, dtype="float32", kind="trajectory")
+    assert torch.equal(state["indices"], other["indices"])
+    for name in ("first_moment", "second_moment", "row_energy"):
+        if state.get(name) is not None:
+            assert_close(state[name], other[name], xp=torch, dtype="float32", kind="trajectory")
+
+
+def test_what_is_not_taken(panels, torch):
+    import triton_runs as cases
+
+    from lowrank_core.ops.rows import RowMoments
+
+    def takes(x, moment=None):
+        given = None if moment is None else RowMoments(moment, None, None)
+        return cases.OPS.has_row_kernels(x, x, given)
+
+    x = float32(6, 16)
+    assert takes(x)
+    others = [x.double(), x.bfloat16(), x[:, :8], x.T, x[None], float32(6, 12), float32(6, 8 * 67)]
+    assert not any(map(takes, others))
+    assert takes(x, x[:, :4].contiguous())
+    assert not takes(x, x[:, :4].contiguous().bfloat16())
+    assert not takes(x, x[:, :4])
+
+
+def test_small_matrices_ask_for_no_numba():
+    code = """
+    import sys, torch, lowrank_torch
+    p = torch.nn.Parameter(torch.ones(64, 96))
+    p.grad = torch.ones(64, 96)
+    lowrank_torch.DCTAdamW([p], rank=4, side="right").step()
+    assert "numba" not in sys.modules
+    """
+    lines = "\n".join(line.strip() for line in code.splitlines())
+    subprocess.run([sys.executable, "-c", lines], check=True)
