@@ -24,7 +24,7 @@ _UNDEFINED = ir.Constant(_VECTOR, ir.Undefined)
 _FLAGS = ("contract", "nsz")
 
 
-class LanesType(types.Type):  # type: ignore[misc]
+class LanesType(types.Type):
     """Numba's type of a vector."""
 
     def __init__(self) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging
 from types import ModuleType
 
 import torch
 from torch import Tensor
+
+_logger = logging.getLogger("lowrank_backends")
 
 # Numbers from which a matrix is worth a call of its own, and Numba the seconds that it compiles for at first.
 LEAST = 2**20
@@ -39,4 +42,10 @@ def _launches() -> ModuleType | None:
     try:
         return importlib.import_module("lowrank_backends._numba_launch")
     except ImportError:
+        return None
+    except RuntimeError as error:
+        # It finds no folder to keep what it compiles in, and would compile for every process anew.
+        _logger.warning(
+            "large matrices are stepped without Numba, which cannot be used here: %s", error
+        )
         return None

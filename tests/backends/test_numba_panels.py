@@ -163,3 +163,26 @@ def test_small_matrices_ask_for_no_numba():
     """
     lines = "\n".join(line.strip() for line in code.splitlines())
     subprocess.run([sys.executable, "-c", lines], check=True)
+
+
+def test_without_a_folder_for_what_it_compiles_steps_are_done_without_it(
+    monkeypatch, caplog, torch
+):
+    from lowrank_backends import _torch_panels
+
+    def refuse(name):
+        raise RuntimeError("cannot cache function: no locator available")
+
+    monkeypatch.setattr(_torch_panels.importlib, "import_module", refuse)
+    _torch_panels._launches.cache_clear()
+    monkeypatch.setattr(_torch_panels, "LEAST", 0)
+    x = float32(8, 16)
+    try:
+        assert _torch_panels.launches_for(x, x) is None
+        assert _torch_panels.launches_for(x, x) is None
+    finally:
+        _torch_panels._launches.cache_clear()
+    assert [record.getMessage() for record in caplog.records] == [
+        "large matrices are stepped without Numba, which cannot be used here: "
+        "cannot cache function: no locator available"
+    ]

@@ -1,0 +1,113 @@
+"""How many times fused AdamW's time a step on one large matrix takes on a CPU, with Numba's panels and without.
+
+    python tests/benchmarks/cpu_step.py [--size 4096] [--threads 1] [--rounds 9]
+
+All take turns in one process. Shown are the medians over the rounds of their ratios to AdamW's step, of the process's
+CPU time and of the time on the wall, and the same of the transform beside PyTorch's real FFT, written to memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+from unittest.mock import patch
+
+import lowrank_torch
+import torch
+from _peers import RATE
+from lowrank_backends import _torch_panels
+from torch import Tensor
+
+import lowrank_core
+
+# Rows that PyTorch's FFT takes at a time: what it makes of them fits a core's cache.
+_ROWS = 64
+OPTIONS: dict[str, dict[str, Any]] = {
+    "residual dropped": {"residual": "discard"},
+    "sign of the residual": {"residual": "sign"},
+    "bounded, factored": {"residual": "bounded", "second_moment": "factored"},
+    "dropped, columns every 50 steps": {"residual": "discard", "refresh_every": 50},
+    "dropped, rank 512": {"residual": "discard", "rank": 512},
+    "dropped, rank 32": {"residual": "discard", "rank": 32},
+}
+CLOCKS = {"CPU": time.process_time, "wall": time.perf_counter}
+
+
+def matrix(size: int) -> torch.nn.Parameter:
+    """Return a square parameter with a gradient."""
+    parameter = torch.nn.Parameter(0.02 * torch.randn(size, size))
+    parameter.grad = torch.randn(size, size)
+    return parameter
+
+
+def without_panels(work: Callable[[], object]) -> Callable[[], object]:
+    """Return ``work`` as it is done where Numba is not installed."""
+
+    def done() -> None:
+        with patch.object(_torch_panels, "LEAST", 2**62):
+            work()
+
+    return done
+
+
+def bare_fft(x: Tensor, out: Tensor) -> None:
+    """Write the real FFT of the rows of ``x``."""
+    for source, target in zip(x.split(_ROWS), out.split(_ROWS), strict=True):
+        target.copy_(torch.fft.rfft(source))
+
+
+def cases(size: int) -> dict[str, Callable[[], object]]:
+    """Return what takes turns, by name."""
+    turns: dict[str, Callable[[], object]] = {
+        "AdamW": torch.optim.AdamW([matrix(size)], lr=RATE, fused=True).step
+    }
+    for name, options in OPTIONS.items():
+        for suffix, wrap in (("", None), (", without Numba", without_panels)):
+            step = lowrank_torch.DCTAdamW([matrix(size)], lr=RATE, **{"rank": 0.25, **options}).step
+            turns[name + suffix] = step if wrap is None else wrap(step)
+    turns["Trion"] = lowrank_torch.Trion([matrix(size)], lr=RATE, rank=0.25).step
+    x = torch.randn(size, size)
+    out = torch.empty(size, size // 2 + 1, dtype=torch.complex64)
+    turns["real FFT"] = lambda: bare_fft(x, out)
+    turns["dct"] = lambda: lowrank_core.dct(x, method="fft")
+    turns["dct, without Numba"] = without_panels(turns["dct"])
+    return turns
+
+
+def main() -> None:
+    """Print the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--size", type=int, default=4096)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=9)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    turns = cases(given.size)
+    taken: dict[str, dict[str, list[float]]] = {clock: {n: [] for n in turns} for clock in CLOCKS}
+    for turn in range(given.rounds + 1):
+        for name, work in turns.items():
+            before = {clock: read() for clock, read in CLOCKS.items()}
+            work()
+            for clock, read in CLOCKS.items():
+                # The first round compiles, and makes the state.
+                taken[clock][name] += [read() - before[clock]] * (turn > 0)
+    panels = (
+        "there"
+        if _torch_panels.launches_for(x := torch.ones(given.size, given.size), x)
+        else "not there"
+    )
+    print(f"{given.size} x {given.size}, {given.threads} threads, Numba {panels}")
+    for name in turns:
+        base = "real FFT" if name.startswith("dct") else "AdamW"
+        ratios = {
+            clock: statistics.median(map(float.__truediv__, times[name], times[base]))
+            for clock, times in taken.items()
+        }
+        print(f"{name:48s} over {base}: CPU {ratios['CPU']:6.2f} x, wall {ratios['wall']:6.2f} x")
+
+
+if __name__ == "__main__":
+    main()
