@@ -182,7 +182,6 @@ def test_without_a_folder_for_what_it_compiles_steps_are_done_without_it(
         assert _torch_panels.launches_for(x, x) is None
     finally:
         _torch_panels._launches.cache_clear()
-    assert [record.getMessage() for record in caplog.records] == [
-        "large matrices are stepped without Numba, which cannot be used here: "
-        "cannot cache function: no locator available"
-    ]
+    (record,) = caplog.records
+    assert record.getMessage().startswith("large matrices are stepped without Numba")
+    assert "no locator available" in record.getMessage()
