@@ -1,0 +1,68 @@
+"""A step asks no device for a number: on a GPU the host would wait there for all that was launched before."""
+
+import lowrank_torch
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+# What gives the host a number, or an array whose size depends on numbers.
+WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique")
+CASES = {
+    "defaults": (lowrank_torch.DCTAdamW, {}),
+    "columns stay": (lowrank_torch.DCTAdamW, {"residual": "discard", "refresh_every": 50}),
+    "factored": (lowrank_torch.DCTAdamW, {"preset": "factored"}),
+    "tiny": (lowrank_torch.DCTAdamW, {"preset": "tiny"}),
+    "scaled": (lowrank_torch.DCTAdamW, {"residual": "scaled", "bias_correction": "gentle"}),
+    "error feedback": (lowrank_torch.DCTAdamW, {"residual": "error_feedback", "feedback_bits": 8}),
+    "sampled": (lowrank_torch.DCTAdamW, {"selection": "sampled", "hysteresis": 0.1}),
+    "half": (lowrank_torch.DCTAdamW, {"state_dtype": "bfloat16"}),
+    "power": (lowrank_torch.DCTAdamW, {"basis": "power", "residual": "discard"}),
+    "trion": (lowrank_torch.Trion, {}),
+    "trion in 8 bits": (lowrank_torch.Trion, {"momentum_bits": 8}),
+}
+
+
+class Watch(TorchDispatchMode):
+    """Notes what gives the host numbers; under it, as on a GPU, no array is one that the host may read."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket.__name__.startswith(WAITS):
+            self.found.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def stepped(kind, options):
+    torch.manual_seed(0)
+    shapes = [(64, 32)] * 2 + [(32, 64), (2, 16, 48), (48,)]
+    params = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    groups = [
+        {"params": params[:3]},
+        {"params": params[3:4], "batch_dims": 1},
+        {"params": params[4:]},
+    ]
+    optimizer = kind(groups, lr=1e-3, rank=8, **options)
+    for _ in range(2):
+        for parameter in params:
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+    return optimizer
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_step_reads_a_number(name):
+    optimizer = stepped(*CASES[name])
+    with Watch() as watch:
+        optimizer.step()
+        optimizer.step()
+    assert watch.found == []
+
+
+def test_a_read_is_seen():
+    with Watch() as watch:
+        bool((torch.ones(3) > 0).any())
+        torch.ones(3).nonzero()
+    assert len(watch.found) == 2
