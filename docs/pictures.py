@@ -430,7 +430,7 @@ def frontier() -> Figure:
     """Loss against bytes of state on the study's sizes, each method a point with its spread over seeds."""
     lines = study_table.read(FOLDER.parent / "results" / "study.jsonl")
     found = [
-        (size, [s for s in study_table.standings(own) if len(s.runs) > 2])
+        (size, [s for s in study_table.standings(study_table.wholes(own)) if len(s.runs) > 2])
         for size, own in sorted(study_table.sizes(lines).items())
     ]
     found = [(size, standings) for size, standings in found if len(standings) > 2]
@@ -441,16 +441,17 @@ def frontier() -> Figure:
         )
         width, _, length, batch, steps, _ = size
         axes.set_title(f"width {width}, {steps} steps of {batch} x {length}", color=EITHER)
+        # Names of neighbours one above the other.
+        top, gap = -np.inf, 0.03 * np.ptp([loss for s in standings for loss in s.losses])
         for standing in standings:
             ours = standing.method.startswith(("factored", "sign", "trion"))
             ink = CHOSEN if ours else EITHER
             state = standing.state_bytes / 1e6
             axes.vlines(state, min(standing.losses), max(standing.losses), color=ink, linewidth=1)
             axes.scatter(state, standing.mean, color=ink, s=26, zorder=3)
-            axes.annotate(
-                study_table.short(standing.method), (state, standing.mean),
-                xytext=(6, 0), textcoords="offset points", va="center", color=ink, fontsize=8.5,
-            )  # fmt: skip
+            top = max(standing.mean, top + gap)
+            name = study_table.short(standing.method)
+            axes.text(1.06 * state, top, name, va="center", color=ink, fontsize=8.5)
         axes.set_xscale("log")
         axes.margins(x=0.3)
         low, high = axes.get_xlim()

@@ -38,6 +38,10 @@ NAMES = {
     "trion": "Trion, `rank=0.5`",
     "trion, 8 bits": "Trion, `rank=0.5, momentum_bits=8`",
 }
+#: Methods that are the preset with one thing changed, run at its own rate.
+PARTS = tuple(
+    name for name in NAMES if name.startswith("factored, ") and name != "factored, 8 bits"
+)
 
 
 class Standing(NamedTuple):
@@ -49,7 +53,7 @@ class Standing(NamedTuple):
     at_edge: bool
     #: Its lines there by seed.
     runs: dict[int, Line]
-    #: What its loss is more than AdamW's of the same seeds, each at its own best rate; empty for AdamW.
+    #: What its loss is more than that of what it is held against, for the same seeds; empty for that itself.
     differences: list[float]
 
     @property
@@ -64,7 +68,7 @@ class Standing(NamedTuple):
 
     @property
     def standard_error(self) -> float:
-        """The standard error of the mean difference to AdamW; infinite for one seed."""
+        """The standard error of the mean difference; infinite for one seed."""
         count = len(self.differences)
         return statistics.stdev(self.differences) / math.sqrt(count) if count > 1 else math.inf
 
@@ -90,6 +94,21 @@ def sizes(lines: list[Line]) -> dict[tuple[Any, ...], list[Line]]:
     return by_size
 
 
+def parts(lines: list[Line]) -> list[Line]:
+    """Of the lines of one size those of `PARTS`, and of the preset at the rates that these were run at."""
+    rates = {line["lr"] for line in lines if line["method"] in PARTS}
+    return [
+        line
+        for line in lines
+        if line["method"] in PARTS or (line["method"] == "factored" and line["lr"] in rates)
+    ]
+
+
+def wholes(lines: list[Line]) -> list[Line]:
+    """The lines of methods as they are, without `PARTS`."""
+    return [line for line in lines if line["method"] not in PARTS]
+
+
 def best_runs(lines: list[Line]) -> Iterator[tuple[str, float, dict[int, Line], bool]]:
     """For every method its best rate by the seeds that all its rates have, its runs there, and if it is at an edge."""
     for method in dict.fromkeys(line["method"] for line in lines):
@@ -106,13 +125,13 @@ def best_runs(lines: list[Line]) -> Iterator[tuple[str, float, dict[int, Line], 
         yield method, best, rates[best], best in (min(rates), max(rates))
 
 
-def standings(lines: list[Line]) -> list[Standing]:
+def standings(lines: list[Line], against: str = "adamw") -> list[Standing]:
     """How every method did among lines of one size, the lowest mean loss first."""
     best = list(best_runs(lines))
-    base = next((runs for method, _, runs, _ in best if method == "adamw"), {})
+    base = next((runs for method, _, runs, _ in best if method == against), {})
     found = []
     for method, lr, runs, at_edge in best:
-        shared = [] if method == "adamw" else sorted(runs.keys() & base.keys())
+        shared = [] if method == against else sorted(runs.keys() & base.keys())
         differences = [runs[seed]["loss"] - base[seed]["loss"] for seed in shared]
         found.append(Standing(method, lr, at_edge, runs, differences))
     return sorted(found, key=lambda standing: standing.mean)
@@ -158,13 +177,13 @@ def short(method: str) -> str:
     return NAMES[method].replace("`", "").replace("DCT-AdamW, preset", "preset").partition(" (")[0]
 
 
-def markdown(lines: list[Line]) -> str:
+def markdown(lines: list[Line], base: str = "adamw") -> str:
     """The table of lines of one size as the page has it; what is beyond two standard errors in bold."""
     rows = [
-        "| method | rate | numbers a weight | state, MB | loss by seed | mean | minus AdamW |",
+        f"| method | rate | numbers a weight | state, MB | loss by seed | mean | minus {short(base)} |",
         "|---|---:|---:|---:|---|---:|---|",
     ]
-    for standing in standings(lines):
+    for standing in standings(lines, base):
         against = ""
         if standing.differences:
             difference = statistics.fmean(standing.differences)
@@ -177,7 +196,7 @@ def markdown(lines: list[Line]) -> str:
                 against += ", one seed"
         first = next(iter(standing.runs.values()))
         rows.append(
-            f"| {NAMES[standing.method]} | {standing.lr:.2g}{' (edge)' if standing.at_edge else ''} | "
+            f"| {NAMES[standing.method]} | {standing.lr:.2g}{'*' if standing.at_edge else ''} | "
             f"{first['numbers_per_weight']:.2f} | {standing.state_bytes / 1e6:.2f} | "
             f"{', '.join(f'{loss:.3f}' for loss in standing.losses)} | {standing.mean:.3f} | {against} |"
         )

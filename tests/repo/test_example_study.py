@@ -96,11 +96,11 @@ def test_differences_are_paired_by_seed_and_sizes_apart(study):
     assert foam.standard_error == pytest.approx(0.1)
 
 
-def test_published_losses_are_those_of_the_lines():
-    text = (RESULTS.parent.parent / "results.md").read_text(encoding="utf-8")
-    losses = {}
-    for line in lines(RESULTS):
-        losses.setdefault(line["method"], {})[line["seed"]] = f"{line['loss']:.3f}"
-    for method, by_seed in losses.items():
-        row = "| " + ", ".join(by_seed[seed] for seed in sorted(by_seed)) + " |"
-        assert row in text, method
+def test_published_tables_are_those_of_the_lines(study):
+    table = importlib.import_module("_study_table")
+    text = (RESULTS.parent.parent / "evidence.md").read_text(encoding="utf-8")
+    every = table.read(RESULTS)
+    for own in table.sizes(every).values():
+        assert table.markdown(table.wholes(own)) in text
+    (parts,) = filter(None, map(table.parts, table.sizes(every).values()))
+    assert table.markdown(parts, "factored") in text
