@@ -13,7 +13,7 @@ from lowrank_core import __version__, ops_for_namespace
 from lowrank_core.ops.registry import ENTRY_POINT_GROUP
 
 #: Other distributions whose versions a report needs.
-OTHERS = ("array-api-compat", "optax", "safetensors", "scipy", "transformers")
+OTHERS = ("array-api-compat", "numba", "optax", "safetensors", "scipy", "transformers", "triton")
 #: Libraries whose arrays' functions are not in the top module.
 NAMESPACES = {"jax": "jax.numpy"}
 
