@@ -155,29 +155,19 @@ def _any_factor(x, begin, size, count, factor, tables, level, forward, spare):
 
 
 @compiled
-def _step(x, begin, size, count, tables, level, spare):
-    factor = tables.factors[level]
+def _step(x, begin, size, count, tables, level, forward, spare):
+    """Do the step of a level of the transforms of ``count`` runs of ``size`` samples, or backwards its transpose."""
+    factor, start = tables.factors[level], tables.starts[level]
     if size == 4:
-        _last4(x, begin, count, 1, 3)
+        _last4(x, begin, count, 1 if forward else 3, 3 if forward else 1)
     elif factor == 2:
         _last2(x, begin, count)
+    elif factor == 4 and forward:
+        _forward4(x, begin, size, count, tables.twiddles, start)
     elif factor == 4:
-        _forward4(x, begin, size, count, tables.twiddles, tables.starts[level])
+        _backward4(x, begin, size, count, tables.twiddles, start)
     else:
-        _any_factor(x, begin, size, count, factor, tables, level, True, spare)
-
-
-@compiled
-def _step_back(x, begin, size, count, tables, level, spare):
-    factor = tables.factors[level]
-    if size == 4:
-        _last4(x, begin, count, 3, 1)
-    elif factor == 2:
-        _last2(x, begin, count)
-    elif factor == 4:
-        _backward4(x, begin, size, count, tables.twiddles, tables.starts[level])
-    else:
-        _any_factor(x, begin, size, count, factor, tables, level, False, spare)
+        _any_factor(x, begin, size, count, factor, tables, level, forward, spare)
 
 
 @compiled
@@ -197,12 +187,12 @@ def fourier(x, tables):
     far, near = _far(tables)
     size = tables.n
     for level in range(far):
-        _step(x, 0, size, tables.n // size, tables, level, spare)
+        _step(x, 0, size, tables.n // size, tables, level, True, spare)
         size //= tables.factors[level]
     for begin in range(0, tables.n * PANEL, near * PANEL):
         size = near
         for level in range(far, len(tables.factors)):
-            _step(x, begin, size, near // size, tables, level, spare)
+            _step(x, begin, size, near // size, tables, level, True, spare)
             size //= tables.factors[level]
 
 
@@ -215,11 +205,11 @@ def fourier_back(x, tables):
         size = 1
         for level in range(len(tables.factors) - 1, far - 1, -1):
             size *= tables.factors[level]
-            _step_back(x, begin, size, near // size, tables, level, spare)
+            _step(x, begin, size, near // size, tables, level, False, spare)
     size = near
     for level in range(far - 1, -1, -1):
         size *= tables.factors[level]
-        _step_back(x, 0, size, tables.n // size, tables, level, spare)
+        _step(x, 0, size, tables.n // size, tables, level, False, spare)
 
 
 @compiled

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from operator import call
 from typing import Any
 
 import numpy as np
@@ -34,7 +32,7 @@ def _numbers(x: Tensor) -> Any:
     return x.detach().numpy()
 
 
-def transform(work: Callable[..., object], x: Tensor) -> Tensor:
+def _transform(work: Callable[..., object], x: Tensor) -> Tensor:
     """Return what ``work``, one of the transforms of `lowrank_backends._numba_rows`, makes of rows ``(m, n)``."""
     out, held = empty(x.shape, x.dtype), tuple(tables(x.shape[-1]))
     source, target = _numbers(x), out.numpy()
@@ -44,12 +42,12 @@ def transform(work: Callable[..., object], x: Tensor) -> Tensor:
 
 def dct(x: Tensor) -> Tensor:
     """Return the orthonormal DCT-II of rows ``(m, n)``."""
-    return transform(_numba_rows.dct_rows, x)
+    return _transform(_numba_rows.dct_rows, x)
 
 
 def idct(coefficients: Tensor) -> Tensor:
     """Return the inverse of :func:`dct`."""
-    return transform(_numba_rows.idct_rows, coefficients)
+    return _transform(_numba_rows.idct_rows, coefficients)
 
 
 def dct_sums(x: Tensor, norms: Sequence[str]) -> Tensor:
@@ -73,7 +71,7 @@ def step_rows(
     parameter: Tensor, gradient: Tensor, moments: RowMoments, job: RowStep, write: RowWrite
 ) -> None:
     """Do what `lowrank_core.StandardOps.step_rows` does on ``(m, n)``, in place, in one pass."""
-    held, done = tables(gradient.shape[-1]), set() if write.done is None else write.done
+    held = tables(gradient.shape[-1])
     first = _numbers(moments.first)
     second = first if moments.second is None else _numbers(moments.second)
     energy = first if moments.rows is None else _numbers(moments.rows)
@@ -81,13 +79,8 @@ def step_rows(
     own = _job(job, moments.second is None, write, held)
 
     def work(rows: slice) -> None:
-        block = (*write.name, rows.start)
-        if block not in done:
-            step = partial(
-                _numba_step.step_rows, *(x[rows] for x in arrays), tuple(own), tuple(held)
-            )
-            # With nothing in between: no handler of a signal and no tracer runs within compiled functions.
-            deque(map(call, (step, partial(done.add, block))), maxlen=0)
+        parts = (x[rows] for x in arrays)
+        write.once(rows.start, partial(_numba_step.step_rows, *parts, tuple(own), tuple(held)))
 
     for_each(work, _ranges(*gradient.shape))
 

@@ -16,24 +16,22 @@ _logger = logging.getLogger("lowrank_backends")
 LEAST = 2**20
 
 
-def launches_for(gradient: Tensor, parameter: Tensor, *moments: Tensor | None) -> ModuleType | None:
-    """Return the module that calls the panels, if they take such arrays: plain tensors of the CPU.
+def launches_for(x: Tensor, *others: Tensor | None) -> ModuleType | None:
+    """Return the module that calls the panels, if they take a matrix ``(m, n)`` and what is stepped with it.
 
-    Large matrices ``(m, n)`` of one shape, and moments, of float32 and contiguous.
+    Plain tensors of the CPU, of float32 and contiguous, the matrix a large one.
     """
-    shape = gradient.shape
     fit = (
-        gradient.ndim == 2
-        and gradient.numel() >= LEAST
-        and parameter.shape == shape
+        x.ndim == 2
+        and x.numel() >= LEAST
         and all(
-            x.dtype == torch.float32 and x.is_contiguous()
-            for x in (gradient, parameter, *moments)
-            if x is not None
+            own.dtype == torch.float32 and own.is_contiguous()
+            for own in (x, *others)
+            if own is not None
         )
     )
     launches = _launches() if fit else None
-    return launches if launches is not None and launches.factors(shape[-1]) else None
+    return launches if launches is not None and launches.factors(x.shape[-1]) else None
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -90,9 +91,12 @@ def step_rows(
     parameter: Tensor, gradient: Tensor, moments: RowMoments, job: RowStep, write: RowWrite
 ) -> None:
     """Do what `lowrank_core.StandardOps.step_rows` does on ``(k, m, n)`` or ``(m, n)``, in place, in one pass."""
-    block = (*write.name, 0)
-    if write.done is not None and block in write.done:
-        return
+    write.once(0, partial(_step_rows, parameter, gradient, moments, job, write))
+
+
+def _step_rows(
+    parameter: Tensor, gradient: Tensor, moments: RowMoments, job: RowStep, write: RowWrite
+) -> None:
     stack, target, cut = _stack(gradient), _stack(parameter), _cut(gradient)
     grid, each = _grid(stack, cut)
     slot, column = _by_slot(job, cut, stack.shape[0])
@@ -116,8 +120,6 @@ def step_rows(
         DECAY_AT=isinstance(write.weight_decay, Tensor), WEIGHTS_AT=isinstance(weights[0], Tensor),
         **_constants(cut, gradient),
     )  # fmt: skip
-    if write.done is not None:
-        write.done.add(block)
 
 
 def _by_slot(job: RowStep, cut: Factors, matrices: int) -> tuple[Tensor, Tensor]:

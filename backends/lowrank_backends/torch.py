@@ -127,17 +127,17 @@ class TorchOps(StandardOps[Tensor]):
     def dct(self, x: Tensor, *, axis: int) -> Tensor:
         """Return the orthonormal DCT-II, block by block on the CPU, elsewhere the whole at once."""
         if _is_plain(x):
-            panels = _torch_panels.launches_for(x, x) if axis == -1 else None
+            panels = _torch_panels.launches_for(x) if axis == -1 else None
             return _torch_cosine.dct(x, axis=axis) if panels is None else panels.dct(x)
         return self._whole(dct_by_fft, x, axis=axis)
 
     def idct(self, coefficients: Tensor, *, axis: int) -> Tensor:
         """Return the inverse of :meth:`dct`."""
         if _is_plain(coefficients):
-            panels = _torch_panels.launches_for(coefficients, coefficients) if axis == -1 else None
-            if panels is not None:
-                return panels.idct(coefficients)
-            return _torch_cosine.idct(coefficients, axis=axis)
+            panels = _torch_panels.launches_for(coefficients) if axis == -1 else None
+            if panels is None:
+                return _torch_cosine.idct(coefficients, axis=axis)
+            return panels.idct(coefficients)
         return self._whole(idct_by_fft, coefficients, axis=axis)
 
     def _whole(self, transform: Callable[..., Tensor], x: Tensor, *, axis: int) -> Tensor:
@@ -167,7 +167,7 @@ class TorchOps(StandardOps[Tensor]):
         self, gradient: Tensor, parameter: Tensor, moments: RowMoments | None = None
     ) -> ModuleType | None:
         """Return the module that launches the kernels for such matrices, if there are any."""
-        if _is_plain(gradient) and _is_plain(parameter):
+        if parameter.shape == gradient.shape and _is_plain(gradient) and _is_plain(parameter):
             panels = _torch_panels.launches_for(gradient, parameter, *(moments or ()))
             if panels is not None:
                 return panels

@@ -8,13 +8,13 @@ signal and no tracer runs within it.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from operator import call
 from typing import Any
 
 import torch
+
+from lowrank_core import _interrupts
 
 #: What is noted when parameter and state are as after the step.
 ALL = "all"
@@ -38,7 +38,7 @@ def at_once(calls: Iterable[Callable[[], object]]) -> None:
         for one in calls:
             one()
         return
-    deque(map(call, calls), maxlen=0)
+    _interrupts.at_once(calls)
 
 
 def to_the_end(work: Callable[[], object], done: Done) -> None:

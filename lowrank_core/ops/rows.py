@@ -6,8 +6,11 @@ it is said in plain steps.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
+from lowrank_core._interrupts import at_once
 from lowrank_core._typing import Scalar
 
 #: What can become of the coefficients outside the chosen columns, by the names of residual policies.
@@ -73,6 +76,13 @@ class RowWrite(NamedTuple):
     #: are passed over. ``None`` where nobody asks.
     done: set[Any] | None = None
     name: tuple[Any, ...] = ()
+
+    def once(self, row: int, work: Callable[[], object]) -> None:
+        """Do ``work``, which writes rows from ``row`` on, and note it; pass over it if it has been noted."""
+        if self.done is None:
+            work()
+        elif (block := (*self.name, row)) not in self.done:
+            at_once((work, partial(self.done.add, block)))
 
 
 def step_rows(

@@ -14,6 +14,7 @@ CORE = (
         "_typing",
         "_checksum",
         "_files",
+        "_interrupts",
         "roles",
         "option_names",
         "option_types",
