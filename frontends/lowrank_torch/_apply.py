@@ -51,8 +51,7 @@ def apply_update(targets: Sequence[Tensor], update: LowRankUpdate, write: Write)
     width = max(1, numbers * rows // max(1, target.numel()))
     if len(targets) > 1 or width >= rows:
         whole: Any = whole_of(update, write.ops)
-        deltas = [whole] if len(targets) == 1 else whole.unbind()
-        add_deltas(targets, deltas, write, write.dithers)
+        add_delta(targets, whole, write, write.dithers)
         return
 
     def add(start: int) -> None:
@@ -61,7 +60,7 @@ def apply_update(targets: Sequence[Tensor], update: LowRankUpdate, write: Write)
         length = min(width, rows - start)
         part: Any = whole_of(slice_rows(update, slice(start, start + length)), write.ops)
         own = None if dither is None else dither._replace(place=dither.place + start)
-        add_deltas([target.narrow(dim, start, length)], [part], write, [own], start)
+        add_delta([target.narrow(dim, start, length)], part, write, [own], start)
 
     starts = range(0, rows, width)
     if target.device.type == "cpu":
@@ -71,36 +70,37 @@ def apply_update(targets: Sequence[Tensor], update: LowRankUpdate, write: Write)
             add(start)
 
 
-def add_deltas(
+def add_delta(
     targets: Sequence[Tensor],
-    deltas: Sequence[Tensor],
+    delta: Tensor,
     write: Write,
     dithers: Sequence[Dither | None],
     place: int = 0,
 ) -> None:
-    """Do ``target <- (1 - lr * weight_decay) * target - lr * delta`` in place for each, unless it has been done.
+    """Do ``target <- (1 - lr * weight_decay) * target - lr * delta`` in place, unless it has been done.
 
-    ``deltas`` may be changed too; ``place`` is that of the targets among the numbers of the write.
+    Of several targets ``delta`` is a stack, an entry for each. It may be changed too; ``place`` is that of the targets
+    among the numbers of the write.
     """
     lr, weight_decay, ops, _, done, key = write
     block = (*key, place)
     if block in done.blocks:
         return
-    exact = [
-        t if t.dtype == d.dtype else t.to(d.dtype) for t, d in zip(targets, deltas, strict=True)
-    ]
+    deltas = [delta] if len(targets) == 1 else delta.unbind()
+    narrow = targets[0].dtype != delta.dtype
+    exact = [target.to(delta.dtype) for target in targets] if narrow else targets
     calls: list[Callable[[], object]] = []
     if isinstance(lr, Tensor):
         # It may be another device's, which what PyTorch does to lists of tensors does not take.
-        for own, delta in zip(exact, deltas, strict=True):
+        for own, step in zip(exact, deltas, strict=True):
             if weight_decay:
                 calls.append(partial(own.mul_, 1 - lr * weight_decay))
-            calls.append(partial(own.sub_, delta.mul_(lr)))
+            calls.append(partial(own.sub_, step.mul_(lr)))
     else:
         if weight_decay:
             calls.append(partial(torch._foreach_mul_, exact, 1 - lr * weight_decay))
         calls.append(partial(torch._foreach_sub_, exact, deltas, alpha=lr))
-    if exact[0] is not targets[0]:
+    if narrow:
         at_once(calls)
         calls = [
             partial(target.copy_, rounded(own, target.dtype, dither, ops))

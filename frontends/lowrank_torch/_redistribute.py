@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lowrank_core import LowRankUpdate, SignRest, materialize
-from lowrank_torch._apply import Dither, Write, add_deltas, apply_update
+from lowrank_core.subspace.update import LowRankUpdate, SignRest, whole_of
+from lowrank_torch._apply import Dither, Write, add_delta, apply_update
 from lowrank_torch._collectives import ShardedSteps, all_gathered, all_to_all
 from lowrank_torch._plan import Plan
 from lowrank_torch._sharding import Sharding, chunk, chunks
@@ -71,10 +71,9 @@ class Redistribution(NamedTuple):
         if any(write.dithers):
             own = write._replace(dithers=self._own_dithers(write.dithers))
         if sharding.all_to_all_dim is not None:
-            full: Any = materialize(update, ops=write.ops)
+            full: Any = whole_of(update, write.ops)
             delta = yield from self._to_parameter(full, targets[0])
-            deltas = [delta] if len(targets) == 1 else delta.unbind()
-            add_deltas(targets, deltas, write, own.dithers)
+            add_delta(targets, delta, write, own.dithers)
         elif not sharding.replicated:
             apply_update(targets, update, own)
         elif self._gathers_factors(targets[0], update):
