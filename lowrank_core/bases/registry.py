@@ -6,14 +6,12 @@ from functools import cache
 
 from lowrank_core._checks import check_kind
 from lowrank_core.bases.basis import Basis, MatrixFunction
+from lowrank_core.bases.cosines import Cosine, LocalCosine, TransposedCosine
 from lowrank_core.bases.families import (
-    Cosine,
     Haar,
     Hadamard,
     Hartley,
     Identity,
-    LocalCosine,
-    TransposedCosine,
     legendre_matrix,
     random_basis,
 )
