@@ -38,6 +38,8 @@ NAMES = {
     "trion": "Trion, `rank=0.5`",
     "trion, 8 bits": "Trion, `rank=0.5, momentum_bits=8`",
 }
+#: What both tables say of a method, before what it is held against.
+HEADS = ("method", "rate", "numbers a weight", "state, MB", "loss by seed", "mean")
 #: Methods that are the preset with one thing changed, run at its own rate.
 PARTS = tuple(
     name for name in NAMES if name.startswith("factored, ") and name != "factored, 8 bits"
@@ -125,16 +127,41 @@ def best_runs(lines: list[Line]) -> Iterator[tuple[str, float, dict[int, Line], 
         yield method, best, rates[best], best in (min(rates), max(rates))
 
 
-def standings(lines: list[Line], against: str = "adamw") -> list[Standing]:
+def standings(lines: list[Line], base: str = "adamw") -> list[Standing]:
     """How every method did among lines of one size, the lowest mean loss first."""
     best = list(best_runs(lines))
-    base = next((runs for method, _, runs, _ in best if method == against), {})
+    held = next((runs for method, _, runs, _ in best if method == base), {})
     found = []
     for method, lr, runs, at_edge in best:
-        shared = [] if method == against else sorted(runs.keys() & base.keys())
-        differences = [runs[seed]["loss"] - base[seed]["loss"] for seed in shared]
+        shared = [] if method == base else sorted(runs.keys() & held.keys())
+        differences = [runs[seed]["loss"] - held[seed]["loss"] for seed in shared]
         found.append(Standing(method, lr, at_edge, runs, differences))
     return sorted(found, key=lambda standing: standing.mean)
+
+
+def against(standing: Standing, *, bold: str = "") -> str:
+    """The mean difference and its standard error, in marks of ``bold`` where it is beyond two of these."""
+    if not standing.differences:
+        return ""
+    difference = statistics.fmean(standing.differences)
+    if len(standing.differences) < 2:
+        return f"{difference:+.3f}, one seed"
+    text = f"{difference:+.3f} ({standing.standard_error:.3f})"
+    return f"{bold}{text}{bold}" if abs(difference) > 2 * standing.standard_error else text
+
+
+def cells(standing: Standing, name: str, difference: str) -> list[str]:
+    """What a table says of a method, by its column."""
+    first = next(iter(standing.runs.values()))
+    return [
+        name,
+        f"{standing.lr:.2g}{'*' if standing.at_edge else ''}",
+        f"{first['numbers_per_weight']:.2f}",
+        f"{standing.state_bytes / 1e6:.2f}",
+        ", ".join(f"{loss:.3f}" for loss in standing.losses),
+        f"{standing.mean:.3f}",
+        difference,
+    ]
 
 
 def report(lines: list[Line], console: Console) -> None:
@@ -146,29 +173,10 @@ def report(lines: list[Line], console: Console) -> None:
             f"{len(own)} runs; * the best rate tried is the lowest or the highest"
         )
         table = Table(title=title)
-        heads = (
-            "method",
-            "rate",
-            "numbers a weight",
-            "state, MB",
-            "loss by seed",
-            "mean",
-            "minus AdamW",
-        )
-        for head in heads:
-            table.add_column(head, justify="left" if head == "method" else "right")
+        for head in (*HEADS, "minus AdamW"):
+            table.add_column(head, justify="left" if head == HEADS[0] else "right")
         for standing in standings(own):
-            against = ""
-            if standing.differences:
-                against = f"{statistics.fmean(standing.differences):+.3f}"
-                if len(standing.differences) > 1:
-                    against += f" ({standing.standard_error:.3f})"
-            first = next(iter(standing.runs.values()))
-            table.add_row(
-                standing.method, f"{standing.lr:g}{'*' if standing.at_edge else ''}",
-                f"{first['numbers_per_weight']:.2f}", f"{standing.state_bytes / 1e6:.2f}",
-                ", ".join(f"{loss:.3f}" for loss in standing.losses), f"{standing.mean:.3f}", against,
-            )  # fmt: skip
+            table.add_row(*cells(standing, standing.method, against(standing)))
         console.print(table)
 
 
@@ -180,24 +188,8 @@ def short(method: str) -> str:
 def markdown(lines: list[Line], base: str = "adamw") -> str:
     """The table of lines of one size as the page has it; what is beyond two standard errors in bold."""
     rows = [
-        f"| method | rate | numbers a weight | state, MB | loss by seed | mean | minus {short(base)} |",
-        "|---|---:|---:|---:|---|---:|---|",
+        cells(standing, NAMES[standing.method], against(standing, bold="**"))
+        for standing in standings(lines, base)
     ]
-    for standing in standings(lines, base):
-        against = ""
-        if standing.differences:
-            difference = statistics.fmean(standing.differences)
-            against = f"{difference:+.3f}"
-            if len(standing.differences) > 1:
-                against += f" ({standing.standard_error:.3f})"
-                if abs(difference) > 2 * standing.standard_error:
-                    against = f"**{against}**"
-            else:
-                against += ", one seed"
-        first = next(iter(standing.runs.values()))
-        rows.append(
-            f"| {NAMES[standing.method]} | {standing.lr:.2g}{'*' if standing.at_edge else ''} | "
-            f"{first['numbers_per_weight']:.2f} | {standing.state_bytes / 1e6:.2f} | "
-            f"{', '.join(f'{loss:.3f}' for loss in standing.losses)} | {standing.mean:.3f} | {against} |"
-        )
-    return "\n".join(rows)
+    head, *listed = (f"| {' | '.join(row)} |" for row in ([*HEADS, f"minus {short(base)}"], *rows))
+    return "\n".join([head, "|---|---:|---:|---:|---|---:|---|", *listed])
