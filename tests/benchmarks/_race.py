@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 #: Rounds below which no median is called one; a contender that is too slow for them is reported with its number.
@@ -144,6 +144,32 @@ def race(contenders: Sequence[Contender], effort: Effort) -> dict[str, Times]:
                 seconds = _timed(contender, contender.step, repeats[contender.name])
                 times[contender.name].step.append(seconds)
     return times
+
+
+#: What time is read from: that of the process on all cores, and that on the wall.
+CLOCKS = {"CPU": time.process_time, "wall": time.perf_counter}
+Taken = Mapping[str, Mapping[str, Sequence[float]]]
+
+
+def take_turns(turns: Mapping[str, Callable[[], object]], rounds: int) -> Taken:
+    """Return by clock and name the seconds of each of ``rounds`` rounds, after one that is not counted."""
+    taken: dict[str, dict[str, list[float]]] = {
+        clock: {name: [] for name in turns} for clock in CLOCKS
+    }
+    names = list(turns)
+    for turn in range(rounds + 1):
+        for place in _order(len(names), turn):
+            name = names[place]
+            begin = {clock: read() for clock, read in CLOCKS.items()}
+            turns[name]()
+            for clock, read in CLOCKS.items():
+                taken[clock][name].append(read() - begin[clock])
+    return {clock: {name: own[1:] for name, own in times.items()} for clock, times in taken.items()}
+
+
+def median_ratio(own: Sequence[float], base: Sequence[float]) -> float:
+    """Return the median over rounds of the ratios of seconds to those of ``base`` in the same round."""
+    return statistics.median(one / other for one, other in zip(own, base, strict=True))
 
 
 def _rounds(costs: dict[str, float], seconds: float, effort: Effort) -> dict[str, int]:

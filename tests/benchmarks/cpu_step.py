@@ -9,8 +9,6 @@ CPU time and of the time on the wall, and the same of the transform beside PyTor
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 from unittest.mock import patch
@@ -18,6 +16,7 @@ from unittest.mock import patch
 import lowrank_torch
 import torch
 from _peers import RATE
+from _race import median_ratio, take_turns
 from lowrank_backends import _torch_panels
 from torch import Tensor
 
@@ -33,7 +32,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "dropped, rank 512": {"residual": "discard", "rank": 512},
     "dropped, rank 32": {"residual": "discard", "rank": 32},
 }
-CLOCKS = {"CPU": time.process_time, "wall": time.perf_counter}
 
 
 def matrix(size: int) -> torch.nn.Parameter:
@@ -86,26 +84,14 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     turns = cases(given.size)
-    taken: dict[str, dict[str, list[float]]] = {clock: {n: [] for n in turns} for clock in CLOCKS}
-    for turn in range(given.rounds + 1):
-        for name, work in turns.items():
-            before = {clock: read() for clock, read in CLOCKS.items()}
-            work()
-            for clock, read in CLOCKS.items():
-                # The first round compiles, and makes the state.
-                taken[clock][name] += [read() - before[clock]] * (turn > 0)
+    taken = take_turns(turns, given.rounds)
     panels = (
-        "there"
-        if _torch_panels.launches_for(x := torch.ones(given.size, given.size), x)
-        else "not there"
+        "there" if _torch_panels.launches_for(torch.ones(given.size, given.size)) else "not there"
     )
     print(f"{given.size} x {given.size}, {given.threads} threads, Numba {panels}")
     for name in turns:
         base = "real FFT" if name.startswith("dct") else "AdamW"
-        ratios = {
-            clock: statistics.median(map(float.__truediv__, times[name], times[base]))
-            for clock, times in taken.items()
-        }
+        ratios = {clock: median_ratio(own[name], own[base]) for clock, own in taken.items()}
         print(f"{name:48s} over {base}: CPU {ratios['CPU']:6.2f} x, wall {ratios['wall']:6.2f} x")
 
 

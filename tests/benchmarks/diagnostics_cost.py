@@ -10,9 +10,7 @@ process's CPU time and of the time on the wall.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,13 +18,13 @@ from typing import Any
 import lowrank_torch
 import torch
 from _peers import RATE
+from _race import median_ratio, take_turns
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "docs" / "examples"))
 
 EVERY = 100
 #: Of `record_diagnostics`, for each of the three that take turns.
 KINDS = {"off": 0, "measured": 1, "not measured": 10**9}
-CLOCKS = {"CPU": time.process_time, "wall": time.perf_counter}
 
 
 def matrices(count: int, *shape: int) -> list[tuple[str, torch.nn.Parameter]]:
@@ -56,24 +54,9 @@ def ratios(kind: Any, params: Any, rounds: int) -> dict[str, dict[str, float]]:
     for group in optimizers["off"].param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.randn_like(parameter)
-    taken: dict[str, dict[str, list[float]]] = {
-        clock: {name: [] for name in KINDS} for clock in CLOCKS
-    }
-    names = list(KINDS)
-    # The first round is what steps need to begin.
-    for turn in range(rounds + 1):
-        for name in names[turn % 3 :] + names[: turn % 3]:
-            begin = {clock: read() for clock, read in CLOCKS.items()}
-            optimizers[name].step()
-            for clock, read in CLOCKS.items():
-                taken[clock][name].append(read() - begin[clock])
+    taken = take_turns({name: optimizer.step for name, optimizer in optimizers.items()}, rounds)
     return {
-        clock: {
-            name: statistics.median(
-                one / off for one, off in zip(own[name][1:], own["off"][1:], strict=True)
-            )
-            for name in KINDS
-        }
+        clock: {name: median_ratio(own[name], own["off"]) for name in KINDS}
         for clock, own in taken.items()
     }
 
