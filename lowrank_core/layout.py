@@ -70,18 +70,18 @@ class Layout(NamedTuple):
 
 
 def check_rank(rank: object) -> None:
-    """Raise unless ``rank`` is a positive integer or a fraction in (0, 1)."""
-    rule = "rank must be a positive integer or a fraction in (0, 1)"
+    """Raise unless ``rank`` is a positive integer or a fraction in (0, 1]."""
+    rule = "rank must be a positive integer or a fraction in (0, 1]"
     if isinstance(rank, bool) or not isinstance(rank, Real):
         raise TypeError(f"{rule}, got {rank!r}")
-    if not (int(rank) >= 1 if isinstance(rank, Integral) else 0.0 < float(rank) < 1.0):
+    if not (int(rank) >= 1 if isinstance(rank, Integral) else 0.0 < float(rank) <= 1.0):
         raise ValueError(f"{rule}, got {rank!r}")
 
 
 def resolve_rank(rank: int | float, size: int) -> int:
     """Return ``rank`` as a number of basis vectors out of ``size``.
 
-    A fraction in (0, 1) means ``round(rank * size)``, at least 1. An integer is returned as it is,
+    A fraction in (0, 1] means ``round(rank * size)``, at least 1. An integer is returned as it is,
     even above ``size``: whether that is an error depends on the caller.
     """
     check_rank(rank)

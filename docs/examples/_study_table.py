@@ -37,6 +37,7 @@ NAMES = {
     "factored, rank 1/16": "the preset, `rank=1/16`",
     "trion": "Trion, `rank=0.5`",
     "trion, 8 bits": "Trion, `rank=0.5, momentum_bits=8`",
+    "trion, all columns, 8 bits": "Trion, `rank=1.0, momentum_bits=8`",
 }
 #: What both tables say of a method, before what it is held against.
 HEADS = ("method", "rate", "numbers a weight", "state, MB", "loss by seed", "mean")

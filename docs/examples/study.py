@@ -99,6 +99,7 @@ METHODS: dict[str, Build] = {
     "factored, sign": ours(**FACTORED, residual="sign"),
     "trion": trion(),
     "trion, 8 bits": trion(momentum_bits=8),
+    "trion, all columns, 8 bits": trion(rank=1.0, momentum_bits=8),
 }
 # What each table runs: methods, and the rates that each is tried at.
 TABLES: dict[str, Mapping[str, tuple[float, ...]]] = {
@@ -117,6 +118,7 @@ TABLES: dict[str, Mapping[str, tuple[float, ...]]] = {
         "factored, 8 bits": (1e-3, 1.4e-3, 2e-3, 2.8e-3),
         "trion": (1e-2, 2e-2, 4e-2, 8e-2),
         "trion, 8 bits": (1e-2, 2e-2, 4e-2, 8e-2),
+        "trion, all columns, 8 bits": (1e-2, 2e-2, 4e-2),
         "muon": (1e-2, 2e-2, 4e-2, 8e-2),
     },
     "parts": {

@@ -43,7 +43,7 @@ def scale_by_dct_adam(
         Adam's decay rates, dimensionless, and what is added to the root of the second moment, in the units of the
         gradient; for every leaf.
     rank
-        Basis columns kept: an integer, or a fraction in (0, 1) of the transformed dimension.
+        Basis columns kept: an integer, or a fraction in (0, 1] of the transformed dimension.
     preset
         Name of options that go together, of `lowrank_core.PRESETS`; those given beside it come first.
     matrix_axes

@@ -41,7 +41,7 @@ def scale_by_trion(
     momentum
         As in `lowrank_core.TrionConfig`.
     rank
-        Basis columns the update has: an integer, or a fraction in (0, 1) of the transformed dimension.
+        Basis columns the update has: an integer, or a fraction in (0, 1] of the transformed dimension.
     b1, b2, eps
         Of Adam.
     matrix_axes

@@ -43,7 +43,7 @@ class DCTAdamW(LowRankOptimizer):
     weight_decay
         Decoupled: each step first multiplies the parameter by ``1 - lr * weight_decay``.
     rank
-        Basis columns kept: an integer, or a fraction in (0, 1) of the transformed dimension.
+        Basis columns kept: an integer, or a fraction in (0, 1] of the transformed dimension.
     preset
         Name of options that go together, of `lowrank_core.PRESETS`; those given beside it come first.
     process_group

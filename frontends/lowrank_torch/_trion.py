@@ -36,7 +36,7 @@ class Trion(LowRankOptimizer):
     weight_decay
         Decoupled: each step first multiplies the parameter by ``1 - lr * weight_decay``.
     rank
-        Basis columns the update has: an integer, or a fraction in (0, 1) of the transformed dimension.
+        Basis columns the update has: an integer, or a fraction in (0, 1] of the transformed dimension.
     betas, eps
         Of AdamW.
     process_group

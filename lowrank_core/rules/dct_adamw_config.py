@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias, get_args
+from typing import Any, NamedTuple, Self, TypeAlias, get_args
 
 from lowrank_core._checks import check_betas, check_choice, check_integer, check_kind, check_number
 from lowrank_core._typing import Array, Scalar
@@ -44,7 +44,7 @@ class DCTAdamWConfig:
     Attributes
     ----------
     rank
-        Basis columns kept: an integer, or a fraction in (0, 1) of the transformed dimension.
+        Basis columns kept: an integer, or a fraction in (0, 1] of the transformed dimension.
     betas
         Decay rates of the first and second moment, each in [0, 1), dimensionless.
     eps
@@ -272,6 +272,10 @@ class DCTAdamWConfig:
     def energy_decay(self) -> Scalar:
         """The decay rate of the running energy."""
         return self.betas[1] if self.score_decay is None else self.score_decay
+
+    def simplified(self, layout: Layout) -> Self:
+        """Return options of the same steps with less to do: these, for what Adam does depends on the basis."""
+        return self
 
     def refreshes(self, step: Any) -> Any:
         """Return whether ``step`` (from 1) chooses columns anew: a host boolean where that can be known."""

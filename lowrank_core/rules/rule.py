@@ -58,6 +58,7 @@ def bind(
         If the options do not fit the shape.
     """
     layout = config.layout(shape)
+    config = config.simplified(layout)
     if in_parts:
         config = with_side_of(config, layout.axis)
     if config.basis in STORED_BASES:

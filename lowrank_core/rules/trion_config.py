@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple, get_args
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Self, get_args
 
 from lowrank_core._checks import check_choice, check_number
 from lowrank_core._typing import Array, Scalar
@@ -36,7 +36,7 @@ class TrionConfig:
     Attributes
     ----------
     rank
-        Basis columns the update has: an integer, or a fraction in (0, 1) of the transformed dimension.
+        Basis columns the update has: an integer, or a fraction in (0, 1] of the transformed dimension.
     momentum
         Decay rate of the momentum in [0, 1), dimensionless.
     basis
@@ -99,6 +99,10 @@ class TrionConfig:
         layout = layout_of(shape, rank=self.rank, side=self.side)
         get_basis(self.basis).check_size(layout.size)
         return layout
+
+    def simplified(self, layout: Layout) -> Self:
+        """Return options of the same steps with less to do: where all columns are taken, any basis spans the same."""
+        return replace(self, basis="identity") if layout.rank == layout.size else self
 
     def refreshes(self, step: Any) -> bool:
         """Return whether ``step`` chooses columns anew: every one does."""

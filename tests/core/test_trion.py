@@ -102,6 +102,32 @@ def test_the_default_scale_is_one_of_them(xp):
     )
 
 
+@pytest.mark.parametrize("shape", [(11, 7), (7, 11)])
+def test_with_all_columns_the_momentum_is_orthonormalised(xp, shape):
+    # Then it is Muon (K. Jordan et al., 2024) with a heavy-ball momentum.
+    config, momentum = lc.TrionConfig(rank=1.0, momentum=0.9, scale="none"), np.zeros(shape)
+    sequence = gradients(4, *shape)
+    for gradient, (full, _, state) in zip(sequence, steps(config, sequence, xp), strict=True):
+        whole = momentum + gradient
+        expected = oracles_family.orthogonalize(whole, config.steps, config.coefficients)
+        assert_close(full, expected, xp=xp, dtype="float64", kind="trajectory")
+        momentum = 0.9 * whole
+        assert_close(state.momentum, momentum, xp=xp, dtype="float64", kind="trajectory")
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+def test_with_all_columns_nothing_is_transformed(xp, bits):
+    # So that not a bit depends on the basis.
+    sequence = gradients(4, 11, 7)
+    runs = [
+        steps(lc.TrionConfig(rank=7, basis=basis, momentum_bits=bits), sequence, xp)
+        for basis in ("dct", "random:3", "identity")
+    ]
+    for found in zip(*runs, strict=True):
+        for full, _, _ in found[1:]:
+            assert_identical(full, found[0][0])
+
+
 @pytest.mark.parametrize("bits", [None, 8, 4])
 def test_zeros_give_zeros(xp, bits):
     config = lc.TrionConfig(rank=2, momentum_bits=bits)

@@ -40,7 +40,7 @@ KINDS: dict[str, list[Any]] = {
     "count": [None, "3", 0, -1, 2.5, 2.0, math.nan, True, [1], np.ones(2, int)],
     "index": [None, "3", -1, 2.5, 2.0, math.nan, True, [1]],
     "axis": [None, "0", 2, -3, 0.0, -1.0, True, [0]],
-    "rank": [None, "3", 0, -1, 1.0, 1.5, 0.0, math.nan, math.inf, True, [1], 2 + 0j],
+    "rank": [None, "3", 0, -1, 1.01, 1.5, 0.0, math.nan, math.inf, True, [1], 2 + 0j],
     "fraction": [None, "x", -0.1, 1.0, 2, math.nan, math.inf, True, [0.5], 1j, np.ones(2)],
     "optional fraction": ["x", -0.1, 1.0, 2, math.nan, math.inf, True, [0.5], 1j],
     "amount": [None, "x", -0.1, math.nan, math.inf, -math.inf, True, [0.5], 1j, np.ones(2)],

@@ -18,7 +18,7 @@ RANK = "rank must be a positive integer or a fraction in"
     [
         ({"rank": 0}, ValueError, rf"{RANK} .*, got 0$"),
         ({"rank": -2}, ValueError, rf"{RANK} .*, got -2$"),
-        ({"rank": 1.0}, ValueError, rf"{RANK} .*, got 1\.0$"),
+        ({"rank": 1.5}, ValueError, rf"{RANK} .*, got 1\.5$"),
         ({"rank": 0.0}, ValueError, rf"{RANK} .*, got 0\.0$"),
         ({"rank": NAN}, ValueError, rf"{RANK} .*, got nan$"),
         ({"rank": True}, TypeError, rf"{RANK} .*, got True$"),
