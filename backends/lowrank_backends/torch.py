@@ -248,6 +248,13 @@ class TorchOps(StandardOps[Tensor]):
             return x.addcmul_(kept.sub_(gradient).sign_(), scale.to(x.dtype), value=-1)
         return x.sub_(kept.sub_(gradient).sign_(), alpha=float(scale))
 
+    def bounded(self, x: Tensor, roots: Tensor, scale: Scalar) -> Tensor:
+        """Return ``scale * x / sqrt(roots^2 + x^2)`` in the memory of ``roots`` and one array more."""
+        if x.requires_grad or roots.requires_grad or _is_recorded():
+            return super().bounded(x, roots, scale)
+        ratios = torch.div(x, roots, out=roots)
+        return ratios.mul_((ratios * ratios).add_(1.0).rsqrt_()).mul_(scale)
+
     def take(self, x: Tensor, indices: Tensor, *, axis: int) -> Tensor:
         """Return rows or columns of matrices by a gather that looks for no negative indices."""
         index = self.as_index(indices)

@@ -136,7 +136,7 @@ def _outside(S: Any, root: Any, job: RowStep, ops: Any) -> Any:
         real = shares >= 0
         divisor = root * xp.where(real, shares, xp.ones_like(shares)) + job.plain_eps
         # Where a row is all zeros so is its root.
-        ratio = S / xp.where(divisor > 0, divisor, xp.ones_like(divisor))
-        bounded = ratio * (job.scale[..., None, None] / xp.sqrt(ratio * ratio + 1))
+        divisor = xp.where(divisor > 0, divisor, xp.ones_like(divisor))
+        bounded = ops.bounded(S, divisor, job.scale[..., None, None])
         return xp.where(real, bounded, xp.zeros_like(bounded))
     return xp.zeros_like(S)

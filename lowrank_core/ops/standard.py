@@ -209,6 +209,12 @@ class StandardOps(Generic[A]):
         """Return ``x + scale * sign(gradient - kept)``; an adapter may overwrite ``x`` and ``kept``."""
         return x + self.xp.sign(gradient - kept) * scale
 
+    def bounded(self, x: A, roots: A, scale: Scalar) -> A:
+        """Return ``scale * x / sqrt(roots^2 + x^2)``, at most ``scale`` in size; an adapter may overwrite ``roots``."""
+        # By ratios: squares of small gradients are none in float32.
+        ratios = x / roots
+        return ratios * (scale / self.xp.sqrt(ratios * ratios + 1.0))
+
     # -- choosing and moving columns -----------------------------------------------------------
 
     def as_index(self, indices: A) -> A:

@@ -35,7 +35,6 @@ from lowrank_core.rules.dct_adamw_config import SEED_COUNT, DCTAdamWConfig, DCTA
 from lowrank_core.rules.reductions import Steps, Sum, run
 from lowrank_core.rules.residuals import (
     DEFAULT_SCALE,
-    bound_coefficients,
     limit_growth,
     normalize_columns,
     row_ratios,
@@ -211,7 +210,7 @@ def _rest(
         case "bounded":
             # rho S_ij / sqrt(D_ij + S_ij^2)
             roots = _roots(columns, state, t, matrix).of_all(config.eps, layout.axis, ops)
-            return CoefficientRest(bound_coefficients(S.values, roots, rho, ops)), state
+            return CoefficientRest(ops.bounded(S.values, roots, rho)), state
         case "scaled":
             # rho ||u_i|| / ||a_i|| E_i for each row i
             ratios = row_ratios(update.factor, a, ops, axis=layout.axis) * rho

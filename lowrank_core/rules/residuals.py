@@ -65,9 +65,3 @@ def column_factors(mean_square: Array, scale: Scalar, eps: Scalar, ops: Ops) -> 
     norms = ops.xp.sqrt(mean_square)
     # Divided by itself, rounding would be of full size.
     return scale / infinite_where(is_rounding(norms, ops), norms + eps, norms, ops)
-
-
-def bound_coefficients(coefficients: Array, roots: Array, scale: Scalar, ops: Ops) -> Array:
-    """Return ``scale * S / sqrt(D + S^2)``, at most ``scale`` in size, with ``roots`` of the second moment ``D``."""
-    ratios = coefficients / roots
-    return ratios * (scale / ops.xp.sqrt(ratios * ratios + 1.0))

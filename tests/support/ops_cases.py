@@ -218,6 +218,15 @@ def add_signs(ops: Any, make: Any) -> list[Any]:
     ]
 
 
+def bounded(ops: Any, make: Any) -> list[Any]:
+    x, roots = normal(5, 6), np.abs(normal(5, 6, seed=1))
+    # Nothing in a column, a square that float32 has not, and far more than the root.
+    roots[:, 2], x[1], roots[1], x[2] = np.inf, 1e-25, 1e-25, 1e15
+    scales = [0.5, ops.xp.asarray(0.5, dtype=ops.xp.float32)]
+    # A copy: it may be used up.
+    return [ops.bounded(make(x, "float32"), make(roots, "float32") + 0, scale) for scale in scales]
+
+
 def for_each(ops: Any, make: Any) -> list[Any]:
     done: list[list[int]] = [[], [], []]
     for count, found in zip((0, 1, 50), done, strict=True):
@@ -288,7 +297,7 @@ CASES = {
     for case in (
         *(astype, copy, device_of, is_readable, as_scalar, as_index, constant, with_constants),
         *(may_have_row_kernels, has_row_kernels, dct_sums, step_rows),
-        *(dct, idct, dct_scored, idct_columns, column_sums, adam_update, add_signs),
+        *(dct, idct, dct_scored, idct_columns, column_sums, adam_update, add_signs, bounded),
         *(take, take_or_zero, take_along, put, index_in),
         *(cond, step_counter, num_threads, for_each),
     )
