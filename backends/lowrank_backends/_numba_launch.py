@@ -25,18 +25,29 @@ _CALL = 2**19
 def _ranges(rows: int, n: int) -> list[slice]:
     """Return slices of ``rows`` rows of ``n`` numbers, whole panels but for the last."""
     length = max(1, _CALL // (n * PANEL)) * PANEL
-    return [slice(start, start + length) for start in range(0, rows, length)]
+    return [slice(start, min(start + length, rows)) for start in range(0, rows, length)]
+
+
+def lies_across(x: Tensor) -> bool:
+    """Return whether the rows of a matrix that the panels take lie side by side in memory, as columns do."""
+    return not x.is_contiguous()
 
 
 def _numbers(x: Tensor) -> Any:
     return x.detach().numpy()
 
 
+def _rows(x: Tensor, across: bool) -> Any:
+    """Return the numbers of rows in the order of their memory."""
+    return _numbers(x.mT if across else x)
+
+
 def _transform(work: Callable[..., object], x: Tensor) -> Tensor:
     """Return what ``work``, one of the transforms of `lowrank_backends._numba_rows`, makes of rows ``(m, n)``."""
-    out, held = empty(x.shape, x.dtype), tuple(tables(x.shape[-1]))
-    source, target = _numbers(x), out.numpy()
-    for_each(lambda own: work(source[own], target[own], held), _ranges(*x.shape))
+    across, held = lies_across(x), tuple(tables(x.shape[-1]))
+    out = empty(x.mT.shape, x.dtype).mT if across else empty(x.shape, x.dtype)
+    source, target = _rows(x, across), _rows(out, across)
+    for_each(lambda own: work(source, target, own.start, own.stop, across, held), _ranges(*x.shape))
     return out
 
 
@@ -55,13 +66,14 @@ def dct_sums(x: Tensor, norms: Sequence[str]) -> Tensor:
 
     Each norm is one pass over ``x``. The sums are the same with any number of threads.
     """
-    ranges, held, source = _ranges(*x.shape), tuple(tables(x.shape[-1])), _numbers(x)
+    across, ranges, held = lies_across(x), _ranges(*x.shape), tuple(tables(x.shape[-1]))
     parts = np.empty((len(norms), len(ranges), x.shape[-1]), np.float32)
+    source = _rows(x, across)
 
     def work(item: tuple[int, int]) -> None:
         norm, place = item
-        rows, out = source[ranges[place]], parts[norm, place]
-        _numba_rows.dct_sums(rows, out, held, norms[norm] == "l1")
+        own, out = ranges[place], parts[norm, place]
+        _numba_rows.dct_sums(source, out, own.start, own.stop, across, held, norms[norm] == "l1")
 
     for_each(work, list(np.ndindex(len(norms), len(ranges))))
     return torch.from_numpy(parts.sum(1))
@@ -71,16 +83,18 @@ def step_rows(
     parameter: Tensor, gradient: Tensor, moments: RowMoments, job: RowStep, write: RowWrite
 ) -> None:
     """Do what `lowrank_core.StandardOps.step_rows` does on ``(m, n)``, in place, in one pass."""
-    held = tables(gradient.shape[-1])
-    first = _numbers(moments.first)
-    second = first if moments.second is None else _numbers(moments.second)
-    energy = first if moments.rows is None else _numbers(moments.rows)
-    arrays = (_numbers(parameter), _numbers(gradient), first, second, energy)
-    own = _job(job, moments.second is None, write, held)
+    across, held = lies_across(gradient), tables(gradient.shape[-1])
+    first = _rows(moments.first, across)
+    second = first if moments.second is None else _rows(moments.second, across)
+    energy = np.empty(0, np.float32) if moments.rows is None else _numbers(moments.rows.view(-1))
+    arrays = (_rows(parameter, across), _rows(gradient, across), first, second, energy)
+    own = tuple(_job(job, moments.second is None, write, held))
 
     def work(rows: slice) -> None:
-        parts = (x[rows] for x in arrays)
-        write.once(rows.start, partial(_numba_step.step_rows, *parts, tuple(own), tuple(held)))
+        step = partial(
+            _numba_step.step_rows, *arrays, rows.start, rows.stop, across, own, tuple(held)
+        )
+        write.once(rows.start, step)
 
     for_each(work, _ranges(*gradient.shape))
 

@@ -1,6 +1,13 @@
-"""Rows of a matrix into a panel of 16 and back, eight by eight numbers at a time, compiled by Numba."""
+"""Rows of a matrix into a panel of 16 and back, compiled by Numba.
+
+A matrix whose rows lie one after the other is read eight by eight numbers at a time. Where they lie ``across``, side by
+side, which is how columns do, it is given as its transpose, in the order of its memory: there 16 numbers that stand
+together are one of each row.
+"""
 
 from __future__ import annotations
+
+import numpy as np
 
 from lowrank_backends._numba_dct import compiled
 from lowrank_backends._numba_lanes import WIDTH, load, store, transposed
@@ -50,8 +57,12 @@ def _stand(n, place):
 
 
 @compiled
-def read(rows, row, x, n):
+def read(rows, row, x, n, across):
     """Read 16 rows into the panel ``x``, in Makhoul's order of samples."""
+    if across:
+        for place in range(n):
+            copy(rows, place * rows.shape[1] + row, x, sample(n, place))
+        return
     for number in range(n // WIDTH * 2):
         place, half = tile(number, n)
         even, odd = _stand(n, place)
@@ -64,6 +75,20 @@ def read(rows, row, x, n):
         store(x, odd - 2 * PANEL + half, f)
         store(x, even + 3 * PANEL + half, g)
         store(x, odd - 3 * PANEL + half, h)
+
+
+@compiled
+def sample(n, place):
+    """Return where sample ``place`` stands in a panel."""
+    even, odd = _stand(n, place)
+    return odd if place % 2 else even
+
+
+@compiled
+def copy(source, place, target, to):
+    """Copy 16 numbers that stand together."""
+    store(target, to, load(source, place))
+    store(target, to + WIDTH, load(source, place + WIDTH))
 
 
 @compiled
@@ -104,17 +129,30 @@ def put_at(x, offsets, k, half, vectors):
 
 
 @compiled
-def begin(rows, row, spare):
+def spare_rows(n, across):
+    """Return an array for 16 rows of ``n`` numbers."""
+    return np.empty((n, PANEL) if across else (PANEL, n), np.float32)
+
+
+@compiled
+def begin(rows, row, stop, spare, across):
     """Return an array and the row in it from which there are 16: those from ``row`` on, or a copy with zeros below."""
-    if row + PANEL <= len(rows):
+    if row + PANEL <= stop:
         return rows, row
     spare[:] = 0
-    spare[: len(rows) - row] = rows[row:]
+    if across:
+        spare[:, : stop - row] = rows[:, row:stop]
+    else:
+        spare[: stop - row] = rows[row:stop]
     return spare, 0
 
 
 @compiled
-def end(rows, row, spare):
+def end(rows, row, stop, spare, across):
     """Write the copy back, if there is one."""
-    if row + PANEL > len(rows):
-        rows[row:] = spare[: len(rows) - row]
+    if row + PANEL <= stop:
+        return
+    if across:
+        rows[:, row:stop] = spare[:, : stop - row]
+    else:
+        rows[row:stop] = spare[: stop - row]

@@ -11,7 +11,17 @@ import numpy as np
 
 from lowrank_backends._numba_dct import compiled, dct, idct
 from lowrank_backends._numba_lanes import WIDTH, if_positive, load, splat, sqrt, store
-from lowrank_backends._numba_panels import begin, eight, end, put_eight, read, samples, tile
+from lowrank_backends._numba_panels import (
+    begin,
+    eight,
+    end,
+    put_eight,
+    read,
+    sample,
+    samples,
+    spare_rows,
+    tile,
+)
 from lowrank_backends._numba_tables import PANEL, Tables
 
 #: What becomes of the other coefficients, by number.
@@ -45,58 +55,63 @@ class Job(NamedTuple):
 
 
 @compiled
-def step_rows(w, g, first, second, energy, asked, entries):
-    """Step rows of ``w`` ``(m, n)`` by ``g``, and those of the moments ``(m, r)``, in place.
+def step_rows(w, g, first, second, energy, start, stop, across, asked, entries):
+    """Step rows ``start`` to ``stop`` of ``w`` ``(m, n)`` by ``g``, and those of the moments ``(m, r)``, in place.
 
-    Not looked at are ``second`` where it is factored, nor ``energy`` ``(m, 1)`` elsewhere. ``asked`` and ``entries``
-    are those of `Job` and `Tables` (see `lowrank_backends._numba_rows`).
+    Not looked at are ``second`` where it is factored, nor ``energy`` ``(m,)`` elsewhere. ``asked`` and ``entries`` are
+    those of `Job` and `Tables` (see `lowrank_backends._numba_rows`).
     """
     job, tables = Job(*asked), Tables(*entries)
     n, rank = tables.n, len(job.slots)
-    x, spare = np.empty(n * PANEL, np.float32), np.empty((PANEL, n), np.float32)
+    x, spare = np.empty(n * PANEL, np.float32), spare_rows(n, across)
     left = np.empty(n * PANEL if job.rest == SIGN else 0, np.float32)
     old, new = np.empty((2, rank * WIDTH), np.float32), np.empty((2, rank * WIDTH), np.float32)
-    spare1, spare2 = np.empty((PANEL, rank), np.float32), np.empty((PANEL, rank), np.float32)
+    spare1, spare2 = spare_rows(rank, across), spare_rows(rank, across)
     root = np.zeros(PANEL, np.float32)
-    for row in range(0, len(g), PANEL):
-        source, top = begin(g, row, spare)
-        read(source, top, x, n)
+    for row in range(start, stop, PANEL):
+        source, top = begin(g, row, stop, spare, across)
+        read(source, top, x, n, across)
         dct(x, tables)
         if job.factored:
-            _roots(x, energy, row, job, root)
+            _roots(x, energy, row, stop, job, root)
         if job.rest == SIGN:
             left[:] = x
             for slot in job.slots:
                 store(left, slot, splat(np.float32(0)))
                 store(left, slot + WIDTH, splat(np.float32(0)))
-        moment1, top1 = begin(first, row, spare1)
+        moment1, top1 = begin(first, row, stop, spare1, across)
         moment2, top2 = moment1, top1
         if not job.factored:
-            moment2, top2 = begin(second, row, spare2)
+            moment2, top2 = begin(second, row, stop, spare2, across)
         for half in range(0, PANEL, WIDTH):
-            _columns(moment1, top1 + half, old[0])
+            _columns(moment1, top1 + half, old[0], across)
             if not job.factored:
-                _columns(moment2, top2 + half, old[1])
+                _columns(moment2, top2 + half, old[1], across)
             _adam(x, old, new, load(root, half), half, job)
-            _put_columns(moment1, top1 + half, new[0])
+            _put_columns(moment1, top1 + half, new[0], across)
             if not job.factored:
-                _put_columns(moment2, top2 + half, new[1])
+                _put_columns(moment2, top2 + half, new[1], across)
             _others(x, load(root, half), half, job)
-        end(first, row, spare1)
+        end(first, row, stop, spare1, across)
         if not job.factored:
-            end(second, row, spare2)
-        target, top = begin(w, row, spare)
+            end(second, row, stop, spare2, across)
+        target, top = begin(w, row, stop, spare, across)
         if job.rest == SIGN:
             idct(left, tables)
-            _write(target, top, left, job.keep, job.lr * job.scale, True, n)
+            _write(target, top, left, job.keep, job.lr * job.scale, True, n, across)
         idct(x, tables)
-        _write(target, top, x, np.float32(1) if job.rest == SIGN else job.keep, job.lr, False, n)
-        end(w, row, spare)
+        keep = np.float32(1) if job.rest == SIGN else job.keep
+        _write(target, top, x, keep, job.lr, False, n, across)
+        end(w, row, stop, spare, across)
 
 
 @compiled
-def _columns(rows, row, out):
+def _columns(rows, row, out, across):
     """Read eight rows column by column."""
+    if across:
+        for p in range(rows.shape[0]):
+            store(out, p * WIDTH, load(rows, p * rows.shape[1] + row))
+        return
     rank = rows.shape[1]
     whole = rank // WIDTH * WIDTH
     for p in range(0, whole, WIDTH):
@@ -107,8 +122,12 @@ def _columns(rows, row, out):
 
 
 @compiled
-def _put_columns(rows, row, columns):
+def _put_columns(rows, row, columns, across):
     """Write what `_columns` reads."""
+    if across:
+        for p in range(rows.shape[0]):
+            store(rows, p * rows.shape[1] + row, load(columns, p * WIDTH))
+        return
     rank = rows.shape[1]
     whole = rank // WIDTH * WIDTH
     for p in range(0, whole, WIDTH):
@@ -119,7 +138,7 @@ def _put_columns(rows, row, columns):
 
 
 @compiled
-def _roots(x, energy, row, job, root):
+def _roots(x, energy, row, stop, job, root):
     """Bring the mean squares of 16 rows up to date, and write their roots to ``root``."""
     for half in range(0, PANEL, WIDTH):
         total = splat(np.float32(0))
@@ -127,9 +146,9 @@ def _roots(x, energy, row, job, root):
             a = load(x, place)
             total = total + a * a
         store(root, half, total / np.float32(len(x) // PANEL))
-    for lane in range(min(PANEL, len(energy) - row)):
-        mean = job.decays[2] * energy[row + lane, 0] + job.fresh[2] * root[lane]
-        energy[row + lane, 0] = mean
+    for lane in range(min(PANEL, stop - row)):
+        mean = job.decays[2] * energy[row + lane] + job.fresh[2] * root[lane]
+        energy[row + lane] = mean
         root[lane] = np.sqrt(mean * job.upward[2])
 
 
@@ -174,8 +193,15 @@ def _others(x, root, half, job):
 
 
 @compiled
-def _write(w, row, x, keep, lr, signs, n):
+def _write(w, row, x, keep, lr, signs, n, across):
     """Move 16 rows by the samples of a panel times ``-lr``, or by their signs."""
+    if across:
+        for place in range(n):
+            first, own = place * w.shape[1] + row, sample(n, place)
+            for half in range(0, PANEL, WIDTH):
+                moved = _moved(w, first + half, load(x, own + half), keep, lr, signs)
+                store(w, first + half, moved)
+        return
     for number in range(n // WIDTH * 2):
         place, half = tile(number, n)
         a, b, c, d, e, f, g, h = samples(x, place, half, n)

@@ -19,15 +19,16 @@ LEAST = 2**20
 def launches_for(x: Tensor, *others: Tensor | None) -> ModuleType | None:
     """Return the module that calls the panels, if they take a matrix ``(m, n)`` and what is stepped with it.
 
-    Plain tensors of the CPU, of float32 and contiguous, the matrix a large one.
+    Plain tensors of the CPU, of float32, the matrix a large one; all of them contiguous, or all the transposes of such.
     """
+    every = [x, *(own for own in others if own is not None)]
     fit = (
         x.ndim == 2
         and x.numel() >= LEAST
-        and all(
-            own.dtype == torch.float32 and own.is_contiguous()
-            for own in (x, *others)
-            if own is not None
+        and all(own.dtype == torch.float32 for own in every)
+        and (
+            all(own.is_contiguous() for own in every)
+            or all(own.mT.is_contiguous() for own in every)
         )
     )
     launches = _launches() if fit else None

@@ -127,17 +127,23 @@ class TorchOps(StandardOps[Tensor]):
     def dct(self, x: Tensor, *, axis: int) -> Tensor:
         """Return the orthonormal DCT-II, block by block on the CPU, elsewhere the whole at once."""
         if _is_plain(x):
-            panels = _torch_panels.launches_for(x) if axis == -1 else None
-            return _torch_cosine.dct(x, axis=axis) if panels is None else panels.dct(x)
+            rows = x if axis == -1 else x.mT
+            panels = _torch_panels.launches_for(rows)
+            if panels is None:
+                return _torch_cosine.dct(x, axis=axis)
+            found: Tensor = panels.dct(rows)
+            return found if axis == -1 else found.mT
         return self._whole(dct_by_fft, x, axis=axis)
 
     def idct(self, coefficients: Tensor, *, axis: int) -> Tensor:
         """Return the inverse of :meth:`dct`."""
         if _is_plain(coefficients):
-            panels = _torch_panels.launches_for(coefficients) if axis == -1 else None
+            rows = coefficients if axis == -1 else coefficients.mT
+            panels = _torch_panels.launches_for(rows)
             if panels is None:
                 return _torch_cosine.idct(coefficients, axis=axis)
-            return panels.idct(coefficients)
+            found: Tensor = panels.idct(rows)
+            return found if axis == -1 else found.mT
         return self._whole(idct_by_fft, coefficients, axis=axis)
 
     def _whole(self, transform: Callable[..., Tensor], x: Tensor, *, axis: int) -> Tensor:

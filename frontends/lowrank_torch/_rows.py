@@ -35,12 +35,12 @@ def takes_rows(
 ) -> bool:
     """Return whether `step_rows` does the step of these matrices, of a stack that may be stepped so."""
     fits: Any = stack.rule.fits_rows
-    return (
-        not torch.compiler.is_compiling()
-        and all(member.projected is None for member in stack.members)
-        and all(map(ops.has_row_kernels, gradients, targets, map(_moments_of, states)))
-        and fits(bound.step)
-    )
+    if torch.compiler.is_compiling() or any(m.projected is not None for m in stack.members):
+        return False
+    axis = bound.step.layout.axis
+    rows = (_as_rows(x, axis) for x in (gradients, targets))
+    moments = (_moments_of(state, axis) for state in states)
+    return all(map(ops.has_row_kernels, *rows, moments)) and fits(bound.step)
 
 
 def step_rows(
@@ -57,8 +57,9 @@ def step_rows(
     one. The rows of others are one call each, in place, which notes what it has written: a step that is interrupted and
     done again passes it over.
     """
-    matrix, ops = bound.step, write.ops
+    matrix, ops, axis = bound.step, write.ops, bound.step.layout.axis
     norms, sums = matrix.config.norms(due is not False), None
+    targets, gradients = _as_rows(targets, axis), _as_rows(gradients, axis)
     copied = _is_better_copied(targets, write)
     if copied:
         gradients = [torch.stack(list(gradients))]
@@ -69,13 +70,13 @@ def step_rows(
     before = stacked(light, matrix.layout.batch)
     job, after = run(dct_adamw_rows(sums, before, matrix, due))
     if copied:
-        return _step_copy(targets, gradients[0], states, (job, after), write)
+        return _step_copy(targets, gradients[0], states, (job, after), axis, write)
     members = zip(targets, gradients, states, write.dithers, strict=True)
     for place, (target, gradient, state, dither) in enumerate(members):
         one = job if len(states) == 1 else job.of(place)
         name = (*write.key, place)
         how = RowWrite(write.lr, write.weight_decay, _key(target, dither), write.done.blocks, name)
-        ops.step_rows(target, gradient, _moments_of(state), one, how)
+        ops.step_rows(target, gradient, _moments_of(state, axis), one, how)
     kept = zip(unstacked(after, light), states, strict=True)
     return [new._replace(**_rows_of(state)) for new, state in kept]
 
@@ -95,6 +96,7 @@ def _step_copy(
     gradient: Tensor,
     states: Sequence[Any],
     chosen: tuple[RowStep, Any],
+    axis: int,
     write: Write,
 ) -> list[Any]:
     """Step the members of a stack as one copy of them all, written back at once."""
@@ -102,7 +104,7 @@ def _step_copy(
     whole = torch.stack([*targets])
     rows = stacked(states, ())
     how = RowWrite(write.lr, write.weight_decay)
-    write.ops.step_rows(whole, gradient, _moments_of(rows), job, how)
+    write.ops.step_rows(whole, gradient, _moments_of(rows, axis), job, how)
     block = (*write.key, 0)
     if block not in write.done.blocks:
         back = partial(torch._foreach_copy_, [*targets], [*whole.unbind()])
@@ -110,8 +112,15 @@ def _step_copy(
     return unstacked(after._replace(**_rows_of(rows)), states)
 
 
-def _moments_of(state: Any) -> RowMoments:
-    return RowMoments(state.first_moment, state.second_moment, state.row_energy)
+def _as_rows(matrices: Sequence[Tensor], axis: int) -> Sequence[Tensor]:
+    """Return views whose rows are transformed."""
+    return matrices if axis == -1 else [matrix.mT for matrix in matrices]
+
+
+def _moments_of(state: Any, axis: int) -> RowMoments:
+    """Return views of the state of rows."""
+    own = (state.first_moment, state.second_moment, state.row_energy)
+    return RowMoments(*(x if x is None or axis == -1 else x.mT for x in own))
 
 
 def _rows_of(state: Any) -> dict[str, Any]:

@@ -20,15 +20,15 @@ from lowrank_core.subspace.moments import decayed_weight, mean_energy
 def fits_rows(matrix: MatrixStep[DCTAdamWConfig]) -> bool:
     """Return whether steps of ``matrix`` can be done in two passes.
 
-    The rows are transformed by the DCT, the residual policy is said in coefficients, every column's moments are as old
-    as the step count, and what numbers the options hold are the host's.
+    The basis is the DCT, the residual policy is said in coefficients, every column's moments are as old as the step
+    count, and what numbers the options hold are the host's. Of a matrix whose columns are transformed (axis -2), the
+    rows are those of its transpose.
     """
     config = matrix.config
     numbers = (*config.betas, config.eps, config.update_scale, config.energy_decay)
     scale = rest_scale(config)
     return (
         config.basis == "dct"
-        and matrix.layout.axis == -1
         and config.residual in ROW_RESTS
         and config.bias_correction == "step"
         and config.moment_bits is None

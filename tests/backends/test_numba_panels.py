@@ -36,19 +36,27 @@ def float32(*shape, seed=0):
     return torch.from_numpy(normal(*shape, seed=seed).astype(np.float32))
 
 
+def laid(x, across):
+    """The same numbers, in memory row after row, or with rows side by side."""
+    return x.mT.contiguous().mT if across else x
+
+
+@pytest.mark.parametrize("across", [False, True])
 @pytest.mark.parametrize("rows", ROWS)
 # By the factors 4, 2, 3, 5, 11 and 61, in parts of a panel that are near and that are not.
 @pytest.mark.parametrize("n", [8, 16, 24, 40, 88, 488, 768, 2048])
-def test_transforms(panels, torch, rows, n):
-    x, basis = float32(rows, n), dct_basis(n)
+def test_transforms(panels, torch, rows, n, across):
+    x, basis = laid(float32(rows, n), across), dct_basis(n)
     wanted = x.double().numpy() @ basis
     assert_close(panels.dct(x), wanted, xp=torch, dtype="float32")
     assert_close(panels.idct(x), x.double().numpy() @ basis.T, xp=torch, dtype="float32")
+    assert panels.dct(x).stride() == panels.idct(x).stride() == x.stride()
     sums = panels.dct_sums(x, ("l1", "l2"))
     assert_close(sums[0], abs(wanted).sum(0), xp=torch, dtype="float32")
     assert_close(sums[1], (wanted**2).sum(0), xp=torch, dtype="float32")
 
 
+@pytest.mark.parametrize("across", [False, True])
 @pytest.mark.parametrize("moved", [True, False])
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize(
@@ -61,7 +69,7 @@ def test_transforms(panels, torch, rows, n):
         ("discard", True),
     ],
 )
-def test_rows(panels, torch, rest, factored, rows, moved):
+def test_rows(panels, torch, rest, factored, rows, moved, across):
     import triton_runs as cases
 
     from lowrank_core.ops.rows import RowMoments, RowWrite
@@ -69,11 +77,12 @@ def test_rows(panels, torch, rest, factored, rows, moved):
     n, rank = 40, 10
     job = cases.job_of(n, rest, (), factored=factored, moved=moved)
     moments = [float32(rows, rank, seed=1), float32(rows, rank, seed=2) ** 2, float32(rows, 1) ** 2]
+    moments = [laid(x, across) for x in moments]
     given = RowMoments(
         moments[0], None if factored else moments[1], moments[2] if factored else None
     )
     wide = RowMoments(*(None if x is None else x.double() for x in given))
-    w, g = float32(rows, n, seed=3), float32(rows, n, seed=4)
+    w, g = (laid(float32(rows, n, seed=seed), across) for seed in (3, 4))
     wanted, after = cases.STANDARD.step_rows(w.double(), g.double(), wide, job, RowWrite(0.1, 0.5))
     own = cases.in_float32(job, tensors=False)
     assert cases.OPS.has_row_kernels(g, w, given)
@@ -104,6 +113,7 @@ def test_rows_that_are_done_are_passed_over(panels, torch):
     assert not (w == before).all(1)[32:].any()
 
 
+@pytest.mark.parametrize("shape", [(64, 64), (40, 72)])
 @pytest.mark.parametrize(
     "options",
     [
@@ -114,19 +124,21 @@ def test_rows_that_are_done_are_passed_over(panels, torch):
     ],
     ids=str,
 )
-def test_steps_of_the_optimizer(panels, torch, monkeypatch, options):
+def test_steps_of_the_optimizer(panels, torch, monkeypatch, options, shape):
     from lowrank_backends import _torch_panels
     from lowrank_torch import DCTAdamW
 
-    start, runs = float32(64, 64), []
+    start, runs, calls, step_rows = float32(*shape), [], [], panels.step_rows
+    monkeypatch.setattr(panels, "step_rows", lambda *given: calls.append(step_rows(*given)))
     for least in (0, 2**40):
         monkeypatch.setattr(_torch_panels, "LEAST", least)
         parameter = torch.nn.Parameter(start.clone())
         own = DCTAdamW([parameter], lr=0.02, weight_decay=0.1, rank=9, **options)
         for step in range(5):
-            parameter.grad = float32(64, 64, seed=step + 1)
+            parameter.grad = float32(*shape, seed=step + 1)
             own.step()
         runs.append((parameter.detach(), copy.deepcopy(own.state[parameter])))
+    assert len(calls) == 5
     (ours, state), (theirs, other) = runs
     assert_close(ours, theirs, xp=torch, dtype="float32", kind="trajectory")
     assert torch.equal(state["indices"], other["indices"])
@@ -146,9 +158,20 @@ def test_what_is_not_taken(panels, torch):
 
     x = float32(6, 16)
     assert takes(x)
-    others = [x.double(), x.bfloat16(), x[:, :8], x.T, x[None], float32(6, 12), float32(6, 8 * 67)]
+    others = [
+        x.double(),
+        x.bfloat16(),
+        x[:, :8],
+        x[:, :8].T,
+        x[None],
+        float32(6, 12),
+        float32(6, 8 * 67),
+    ]
     assert not any(map(takes, others))
     assert takes(x, x[:, :4].contiguous())
+    across = laid(x, True)
+    assert takes(across, laid(x[:, :4], True))
+    assert not takes(across, x[:, :4].contiguous())
     assert not takes(x, x[:, :4].contiguous().bfloat16())
     assert not takes(x, x[:, :4])
 
