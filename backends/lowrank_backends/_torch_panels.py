@@ -12,8 +12,9 @@ from torch import Tensor
 
 _logger = logging.getLogger("lowrank_backends")
 
-# Numbers from which a matrix is worth a call of its own, and Numba the seconds that it compiles for at first.
-LEAST = 2**20
+# Numbers from which a matrix is worth a call of its own, and Numba the seconds that it compiles for at first. Tried from
+# 128 x 128, where a step of 16 takes as long either way, to 256 x 256, where it takes a third to a half.
+LEAST = 2**15
 
 
 def launches_for(x: Tensor, *others: Tensor | None) -> ModuleType | None:

@@ -85,8 +85,8 @@ def _is_better_copied(targets: Sequence[Tensor], write: Write) -> bool:
     """Return whether members are stepped as one stack: each is a matrix for which launches cost more than a copy."""
     first = targets[0]
     small = len(targets) > 1 and first.ndim == 2 and first.numel() <= SMALL_MEMBER
-    # Of a stack, draws would be numbered otherwise.
-    return small and all(
+    # There may be kernels for matrices alone. Of a stack, draws would be numbered otherwise.
+    return small and write.ops.has_row_kernels(first[None], first[None]) and all(
         _key(target, d) is None for target, d in zip(targets, write.dithers, strict=True)
     )
 
