@@ -259,7 +259,8 @@ class TorchOps(StandardOps[Tensor]):
         if x.requires_grad or roots.requires_grad or _is_recorded():
             return super().bounded(x, roots, scale)
         ratios = torch.div(x, roots, out=roots)
-        return ratios.mul_((ratios * ratios).add_(1.0).rsqrt_()).mul_(scale)
+        share: Any = scale
+        return ratios.mul_((ratios * ratios).add_(1.0).rsqrt_()).mul_(share)
 
     def take(self, x: Tensor, indices: Tensor, *, axis: int) -> Tensor:
         """Return rows or columns of matrices by a gather that looks for no negative indices."""
@@ -310,6 +311,15 @@ class TorchOps(StandardOps[Tensor]):
         if index.ndim == 1:
             return full.index_copy_(axis, index, values)
         return full.scatter_(axis, expand_index(index, values, axis, self.xp), values)
+
+    def put_over(self, x: Tensor, values: Tensor, indices: Tensor, *, axis: int) -> Tensor:
+        """Return ``x``, with ``values`` written to it at ``indices``."""
+        if x.requires_grad or values.requires_grad or _is_recorded():
+            return super().put_over(x, values, indices, axis=axis)
+        index = self.as_index(indices)
+        if index.ndim == 1:
+            return x.index_copy_(axis, index, values)
+        return x.scatter_(axis, expand_index(index, values, axis, self.xp), values)
 
     def constant(self, key: Hashable, build: Callable[[], Tensor]) -> Tensor:
         """Return the shared constant, made anew inside a trace: a tensor of one trace is no good to another."""

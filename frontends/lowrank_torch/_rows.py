@@ -86,8 +86,10 @@ def _is_better_copied(targets: Sequence[Tensor], write: Write) -> bool:
     first = targets[0]
     small = len(targets) > 1 and first.ndim == 2 and first.numel() <= SMALL_MEMBER
     # There may be kernels for matrices alone. Of a stack, draws would be numbered otherwise.
-    return small and write.ops.has_row_kernels(first[None], first[None]) and all(
-        _key(target, d) is None for target, d in zip(targets, write.dithers, strict=True)
+    return (
+        small
+        and write.ops.has_row_kernels(first[None], first[None])
+        and all(_key(target, d) is None for target, d in zip(targets, write.dithers, strict=True))
     )
 
 

@@ -94,7 +94,7 @@ def step_rows(
     ``v <- b2 v + (1 - b2) a^2``, ``u_I = (m / w1) / (sqrt(v / w2) + eps)`` and elsewhere what the policy says of ``S``;
     then ``W <- (1 - lr * weight_decay) W - lr (u Q^T)``.
     """
-    xp, size = ops.xp, gradient.shape[-1]
+    xp = ops.xp
     S = ops.dct(gradient, axis=-1)
     a = ops.take(S, job.indices, axis=-1)
     first, second, energy = moments
@@ -114,13 +114,10 @@ def step_rows(
         root = xp.sqrt(energy / job.weights[2])
         first = first * job.betas[0] + a * (1 - job.betas[0])
         factor = first / job.weights[0] / (root * job.shares[..., None, :] + eps)
-    ones = xp.ones_like(job.eps)[..., None, :]
-    chosen = ops.put(ones, job.indices, size, axis=-1) > 0
-    put = ops.put(factor, job.indices, size, axis=-1)
-    u = xp.where(chosen, put, _outside(S, root, job, ops))
+    u = ops.put_over(_outside(S, root, job, ops), factor, job.indices, axis=-1)
     update = ops.idct(u, axis=-1)
     if job.rest == "sign":
-        left = ops.idct(xp.where(chosen, xp.zeros_like(S), S), axis=-1)
+        left = ops.idct(ops.put_over(S, xp.zeros_like(a), job.indices, axis=-1), axis=-1)
         update = update + xp.sign(left) * job.scale[..., None, None]
     keep = 1 - write.lr * write.weight_decay
     return parameter * keep - update * write.lr, RowMoments(first, second, energy)

@@ -250,6 +250,14 @@ class StandardOps(Generic[A]):
         position, _ = inverse_index(indices, size, self.xp, self.device_of(indices))
         return self.take(padded, position, axis=axis)
 
+    def put_over(self, x: A, values: A, indices: A, *, axis: int) -> A:
+        """Return ``x`` with ``values`` at ``indices``; an adapter may overwrite what ``x`` has there."""
+        ones = self.xp.ones_like(self.astype(indices, values.dtype))[..., None, :]
+        held = self.put(ones, indices, x.shape[axis], axis=-1)[..., 0, :] > 0
+        put = self.put(values, indices, x.shape[axis], axis=axis)
+        full: A = self.xp.where(on_axis(held, axis), put, x)
+        return full
+
     def index_in(self, previous: A, current: A) -> tuple[A, A]:
         """Return for each of ``current`` ``(..., r)`` its place in ``previous``, any if none, and if it has one."""
         xp = self.xp

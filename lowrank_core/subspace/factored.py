@@ -31,7 +31,9 @@ class Roots(NamedTuple):
         """Return the roots for all coefficients plus ``eps``; infinite in columns of nothing but rounding."""
         rounding = is_rounding(self.columns, ops)
         added = on_axis(infinite_where(rounding, eps, self.columns, ops), axis)
-        full: Array = self.rows * on_axis(self.columns, axis) + added
+        full: Array = self.rows * on_axis(self.columns, axis)
+        # In its own memory, where arrays can be written to.
+        full += added
         return full
 
     def of_columns(self, indices: Array, axis: int, ops: Ops) -> Array:

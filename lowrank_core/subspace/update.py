@@ -109,11 +109,13 @@ def materialize(
     if method is not None and method != update.method:
         own = update.vectors if update.indices is None else None
         update = replace(update, method=method, vectors=own)
+    if isinstance(update.rest, CoefficientRest):
+        update = replace(update, rest=CoefficientRest(ops.copy(update.rest.values)))
     return whole_of(update, ops)
 
 
 def whole_of(update: LowRankUpdate, ops: Ops) -> Array:
-    """Return what :func:`materialize` returns, unchecked."""
+    """Return what :func:`materialize` returns, unchecked; an adapter may write to the rest of ``update``."""
     rest = update.rest
     if isinstance(rest, CoefficientRest):
         return _lifted_with(rest, update, ops)
@@ -165,10 +167,8 @@ def without_chosen(coefficients: Array, indices: Array, axis: int, ops: Ops) -> 
 
 def _lifted_with(rest: CoefficientRest, update: LowRankUpdate, ops: Ops) -> Array:
     """Return the matrix with the chosen coefficients from the factor and all others from the rest."""
-    axis, indices, size = update.axis, update.indices, update.size
+    axis, indices = update.axis, update.indices
     if indices is None:
         raise ValueError("update must have indices where its rest is coefficients, got None")
-    found = held_columns(indices, size, ops)
-    put = ops.put(update.factor, indices, size, axis=axis)
-    coefficients = ops.xp.where(on_axis(found, axis), put, rest.values)
+    coefficients = ops.put_over(rest.values, update.factor, indices, axis=axis)
     return get_basis(update.basis).inverse(coefficients, ops, axis=axis, method=update.method)

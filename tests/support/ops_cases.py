@@ -171,6 +171,21 @@ def put(ops: Any, make: Any) -> list[Any]:
     ]
 
 
+def put_over(ops: Any, make: Any) -> list[Any]:
+    # Copies: what is given may be used up.
+    return [
+        ops.put_over(
+            make(x, "float32") + 0, make(values, "float32"), make(indices, "int32"), axis=axis
+        )
+        for x, values, indices, axis in (
+            (normal(4, 6), normal(4, 3, seed=1), INDICES, -1),
+            (normal(2, 6, 4), normal(2, 3, 4, seed=1), INDICES, -2),
+            (normal(2, 4, 6), normal(2, 4, 3, seed=1), STACKED, -1),
+            (normal(2, 6, 4), normal(2, 3, 4, seed=1), STACKED, -2),
+        )
+    ]
+
+
 def take(ops: Any, make: Any) -> list[Any]:
     return [
         ops.take(make(normal(4, 6), "float32"), make(INDICES, "int32"), axis=-1),
@@ -298,7 +313,7 @@ CASES = {
         *(astype, copy, device_of, is_readable, as_scalar, as_index, constant, with_constants),
         *(may_have_row_kernels, has_row_kernels, dct_sums, step_rows),
         *(dct, idct, dct_scored, idct_columns, column_sums, adam_update, add_signs, bounded),
-        *(take, take_or_zero, take_along, put, index_in),
+        *(take, take_or_zero, take_along, put, put_over, index_in),
         *(cond, step_counter, num_threads, for_each),
     )
 }
