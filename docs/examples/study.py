@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -195,6 +196,18 @@ def train(run: Run, corpus: Corpus) -> dict[str, Any]:
     }
 
 
+def command_of(run: Run, given: argparse.Namespace) -> str:
+    """The command that does one run."""
+    options = {
+        "method": run.method, "lr": f"{run.lr:g}", "seeds": run.seed, "steps": run.steps,
+        "d-model": run.width, "layers": run.layers, "batch": run.batch, "seq-len": run.length,
+        "other-lr": f"{run.other_lr:g}", "threads": given.threads,
+    }  # fmt: skip
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    text = ["--text", *map(str, given.text)] if given.text else []
+    return shlex.join(["study.py", *words, *text])
+
+
 def held(state: Mapping[str, Any]) -> int:
     """Bytes of the tensors of a parameter's state."""
     return sum(value.nbytes for value in state.values() if isinstance(value, Tensor))
@@ -252,7 +265,7 @@ def main(arguments: list[str] | None = None) -> int:
                     continue
                 result = train(run, corpus)
                 line = wanted | result | machine() | {"threads": given.threads}
-                line["command"] = " ".join(["study.py", *(arguments or sys.argv[1:])])
+                line["command"] = command_of(run, given)
                 with given.out.open("a") as file:
                     file.write(json.dumps(line) + "\n")
                 lines.append(line)

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -51,6 +52,9 @@ def test_every_method_trains_and_is_run_once(study, tmp_path, capsys):
     assert numbers["foam"] == numbers["apollo"] == 0.5
     assert numbers["factored, 8 bits"] < numbers["factored"] < 0.31 < numbers["sign"] < 0.52
     assert study.main(command) == 0
+    # A line's own command is that of its run, which has been done.
+    for line in runs.values():
+        assert study.main([*shlex.split(line["command"])[1:], "--out", str(out)]) == 0
     assert out.read_text() == first
     capsys.readouterr()
     assert study.main(["--report", "--out", str(out)]) == 0
