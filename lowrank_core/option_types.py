@@ -83,4 +83,5 @@ class OptionsOfTrion(TypedDict, total=False):
     coefficients: Coefficients
     scale: UpdateScale
     rank_scaling: bool
+    row_decay: Scalar | None
     momentum_bits: Bits | None

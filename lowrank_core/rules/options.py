@@ -22,6 +22,7 @@ LATER_OPTIONS: Mapping[str, Any] = {
     "update_scale": 1.0,
     "second_moment": "full",
     "moment_bits": None,
+    "row_decay": None,
 }
 
 #: What frontends do about gradients that are not finite: step on them, skip the step, or raise an error.

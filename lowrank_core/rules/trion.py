@@ -1,7 +1,8 @@
 """Trion for one matrix: momentum orthonormalised on the few basis columns it aligns with.
 
 Source: I.-V. Modoranu, M. Safaryan, E. Schultheis, M. Ryabinin, A. Chumachenko, D. Alistarh, "FFT-based
-dynamic subspace selection for low-rank adaptive optimization of large language models", arXiv 2505.17967.
+dynamic subspace selection for low-rank adaptive optimization of large language models", arXiv 2505.17967; for rows,
+Z. Li, L. Liu, C. Liang, W. Chen, T. Zhao, "NorMuon: making Muon more efficient and scalable", arXiv 2510.05491.
 
 Notation, for a matrix whose rows are transformed (axis -1); where columns are, transpose everything::
 
@@ -19,7 +20,7 @@ from functools import partial
 from typing import Any
 
 from lowrank_core._checks import check_kind, check_matrix
-from lowrank_core._typing import Array, Device, DType, Namespace
+from lowrank_core._typing import Array, Device, DType, Namespace, Scalar
 from lowrank_core.layout import Layout
 from lowrank_core.numerics.orthogonalization import (
     NewtonSchulz,
@@ -41,6 +42,8 @@ from lowrank_core.rules.state import (
 )
 from lowrank_core.rules.trion_config import TrionConfig, TrionState
 from lowrank_core.subspace.columns import top_columns
+from lowrank_core.subspace.factored import row_squares
+from lowrank_core.subspace.moments import update_energy
 from lowrank_core.subspace.update import LowRankUpdate, lifted
 
 # Norms of columns between which the squares of a matrix are right in float32, and what brings it back there.
@@ -90,14 +93,44 @@ def trion_steps(
             factor = partial(iteration.factor, round_=round_, ops=ops)
             o = multiply(o, (yield Sum(gram(o, gram_axis, ops), factor)), gram_axis)
 
+    energy: Any = state.row_energy
+    if config.row_decay is not None:
+        o, energy = yield from _even_rows(o, energy, config.row_decay, matrix)
+
     # M <- B - (1 - mu) b Q_I^T
     update = LowRankUpdate(
         b * (1 - config.momentum), indices, axis, layout.size, config.basis, vectors,
         method=config.method,
     )  # fmt: skip
     M = _momentum(gradient, state, matrix) - lifted(update.factor, update, ops)
-    after = store_buffer(state._replace(step=t), "momentum", M, config.momentum_bits, t, ops)
+    after = store_buffer(
+        state._replace(step=t, row_energy=energy), "momentum", M, config.momentum_bits, t, ops
+    )
     return replace(update, factor=o), after
+
+
+def _even_rows(
+    o: Array, energy: Array, decay: Scalar, matrix: MatrixStep[TrionConfig]
+) -> Steps[tuple[Array, Array]]:
+    """Divide rows by the roots of their running mean squares, ``o`` as long as before (NorMuon); return both.
+
+    ``v_i <- d v_i + (1 - d) mean_j o_ij^2``, ``o_i <- ||o|| / ||o / sqrt(v)|| o_i / sqrt(v_i)``: whatever corrected
+    ``v`` for its start at zero would cancel. A row that was never but zeros stays so.
+    """
+    layout, ops = matrix.layout, matrix.ops
+    xp = ops.xp
+    squares = row_squares(o, layout.axis, ops)
+    energy = update_energy(energy, squares, layout.rank, decay)
+    square = xp.where(energy > 0, energy, xp.ones_like(energy))
+    lengths = [xp.sum(x, axis=(-2, -1)) for x in (squares, squares / square)]
+    factor = yield Sum(xp.stack(lengths), partial(_root_of_ratio, ops))
+    return o * (factor[..., None, None] / xp.sqrt(square)), energy
+
+
+def _root_of_ratio(ops: Ops, squares: Array) -> Array:
+    """Return the root of the first of two numbers over the second, zero where both are."""
+    xp, (first, second) = ops.xp, (squares[0, ...], squares[1, ...])
+    return xp.sqrt(first / xp.where(second > 0, second, xp.ones_like(second)))
 
 
 def _coefficients(gradient: Array, state: TrionState, matrix: MatrixStep[TrionConfig]) -> Any:

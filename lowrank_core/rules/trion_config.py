@@ -22,6 +22,7 @@ from lowrank_core.option_types import (
     StateDTypeLike,
     UpdateScale,
 )
+from lowrank_core.rules.laws import NON_NEGATIVE
 from lowrank_core.rules.options import number, plain_options, speed_choice
 from lowrank_core.rules.state import ArraySpec, buffer_spec, check_state_dtype
 from lowrank_core.subspace.columns import SCORES
@@ -55,6 +56,10 @@ class TrionConfig:
     rank_scaling
         Multiply the update by ``sqrt(size / rank)`` as well, so that its norm, and with it the best rate, does not
         depend on the rank.
+    row_decay
+        Decay rate in [0, 1) of the running mean square of each row of the orthonormalised update, by whose root it is
+        divided, the update staying as long as it was (NorMuon, arXiv 2510.05491); ``None`` leaves rows as they are. The
+        rows are columns where the transform is along these.
     momentum_bits
         8 or 4 to keep the momentum in that many bits; ``None`` for ``state_dtype``.
     state_dtype
@@ -77,6 +82,7 @@ class TrionConfig:
     coefficients: Coefficients = "muon"
     scale: UpdateScale = "spectral"
     rank_scaling: bool = False
+    row_decay: Scalar | None = number(None)
     momentum_bits: Bits | None = None
     state_dtype: StateDTypeLike | None = None
 
@@ -91,6 +97,8 @@ class TrionConfig:
         check_orthogonalization(self.steps, self.coefficients)
         check_choice("scale", self.scale, SCALES)
         check_choice("rank_scaling", self.rank_scaling, (False, True))
+        if self.row_decay is not None:
+            check_number("row_decay", self.row_decay, low=0, high=1)
         check_choice("momentum_bits", self.momentum_bits, (None, *BITS))
         check_state_dtype(self.state_dtype)
 
@@ -130,7 +138,10 @@ class TrionConfig:
         """
         layout = self.layout(shape)
         kept = self.state_dtype or dtype
-        return buffer_spec("momentum", layout.shape, kept, dtype, self.momentum_bits)
+        spec = buffer_spec("momentum", layout.shape, kept, dtype, self.momentum_bits)
+        if self.row_decay is not None:
+            spec["row_energy"] = ArraySpec(layout.rows_shape, dtype, NON_NEGATIVE)
+        return spec
 
 
 class TrionState(NamedTuple):
@@ -144,3 +155,5 @@ class TrionState(NamedTuple):
     momentum_minimum: Array | None = None
     #: Scale of each block of codes, or ``None``.
     momentum_scale: Array | None = None
+    #: Running mean squares of the rows of the orthonormalised update, ``(..., m, 1)`` or ``(..., 1, n)``, or ``None``.
+    row_energy: Array | None = None

@@ -29,7 +29,7 @@ SCALES = {
 
 def oracle_of(config, shape):
     names = ("rank", "momentum", "basis", "score", "steps", "coefficients", "scale")
-    names += ("rank_scaling", "momentum_bits")
+    names += ("rank_scaling", "row_decay", "momentum_bits")
     layout = layout_of(shape, rank=config.rank, side=config.side)
     return oracles_family.Trion(
         **{name: getattr(config, name) for name in names},
@@ -44,6 +44,8 @@ OPTIONS = [
     {"basis": "random:3", "scale": "rms", "rank_scaling": True, "momentum": 0.0},
     {"momentum_bits": 8, "scale": "dion"},
     {"momentum_bits": 4, "side": "left", "steps": 3},
+    {"row_decay": 0.9, "side": "left"},
+    {"row_decay": 0.5, "side": "right", "momentum_bits": 8, "scale": "dion"},
 ]
 
 
@@ -203,6 +205,7 @@ def test_a_step_writes_to_nothing_it_is_given(xp):
         ({"steps": 0}, ValueError, ["steps must be at least 1", "0"]),
         ({"coefficients": "x"}, ValueError, ["coefficients must be one of", "'x'"]),
         ({"momentum_bits": 3}, ValueError, ["momentum_bits must be one of", "3"]),
+        ({"row_decay": 1.0}, ValueError, ["row_decay must be at least 0 and less than 1", "1.0"]),
         ({"rank_scaling": "yes"}, ValueError, ["rank_scaling must be one of", "'yes'"]),
         ({"basis": "svd"}, ValueError, ["basis must be one of", "'svd'"]),
         ({"state_dtype": "int8"}, ValueError, ["state_dtype must be one of", "'int8'"]),

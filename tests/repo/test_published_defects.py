@@ -399,6 +399,7 @@ def test_trion_runs_with_every_option(torch, optim):
         "coefficients": ("muon", "polar_express"),
         "momentum_bits": (None, 8, 4),
         "rank_scaling": (False, True),
+        "row_decay": (None, 0.9),
         "stochastic_rounding": (False, True),
     }
     for values in itertools.product(*rows.values()):

@@ -133,6 +133,7 @@ _TRION = {
     "coefficients": "choice",
     "scale": "choice",
     "rank_scaling": "boolean",
+    "row_decay": "optional fraction",
     "momentum_bits": "bits",
     "state_dtype": "dtype",
 }

@@ -337,8 +337,10 @@ class Trion:
     coefficients: str = "muon"
     scale: str = "none"
     rank_scaling: bool = False
+    row_decay: float | None = None
     momentum_bits: int | None = None
     buffer: np.ndarray | float = 0.0
+    row_squares: np.ndarray | float = 0.0
     columns: list[int] = field(default_factory=list)
     margin: float = math.inf
 
@@ -361,6 +363,12 @@ class Trion:
         self.buffer = left_over if bits is None else round_trip(left_over, bits)
         # The same polynomials whichever way round the matrix lies.
         direction = orthogonalize(low, self.steps, self.coefficients) @ chosen.T
+        if self.row_decay is not None:
+            length, share = np.linalg.norm(direction), 1 - self.row_decay
+            mean = (direction**2).sum(axis=1, keepdims=True) / self.rank
+            self.row_squares = self.row_decay * self.row_squares + share * mean
+            direction = direction / np.sqrt(self.row_squares)
+            direction = direction * (length / np.linalg.norm(direction))
         factor = {
             "none": 1.0,
             "spectral": max(1.0, m / n) ** 0.5,
