@@ -37,7 +37,11 @@ RULES = {
     "trion": (lc.trion_init, lc.trion_step, lc.TrionConfig(rank=4)),
     "trion l1": (lc.trion_init, lc.trion_step, lc.TrionConfig(rank=4, score="l1")),
     "whole trion": (lc.trion_init, lc.trion_step, lc.TrionConfig(rank=16)),
-    "trion in codes": (lc.trion_init, lc.trion_step, lc.TrionConfig(rank=4, momentum_bits=8)),
+    "trion in codes": (
+        lc.trion_init,
+        lc.trion_step,
+        lc.TrionConfig(rank=4, momentum_bits=8, row_decay=0.9),
+    ),
 }
 
 

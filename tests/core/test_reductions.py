@@ -23,7 +23,7 @@ DCT_ADAMW_OPTIONS = [
     {"selection": "sampled", "method": "matmul", "score": "l1"},
     {"basis": "haar", "refresh_every": 2},
 ]
-TRION_OPTIONS = [{}, {"momentum_bits": 8}, {"basis": "haar", "method": "matmul"}]
+TRION_OPTIONS = [{}, {"momentum_bits": 8, "row_decay": 0.9}, {"basis": "haar", "method": "matmul"}]
 #: Shape, and where the dimension that is not transformed is cut.
 SHAPES = [((9, 8), (0, 4, 9)), ((8, 600), (0, 256, 512, 600)), ((2, 9, 8), (0, 1, 8, 9))]
 

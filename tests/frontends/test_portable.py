@@ -33,7 +33,7 @@ VARIANTS = {
     "narrow": ("dct_adamw", {"state_dtype": "bfloat16"}),
     "vectors": ("dct_adamw", {"basis": "power", "refresh_every": 5}),
     "trion": ("trion", {"betas": (0.9, 0.999)}),
-    "trion codes": ("trion", {"betas": (0.9, 0.999), "momentum_bits": 8}),
+    "trion codes": ("trion", {"betas": (0.9, 0.999), "momentum_bits": 8, "row_decay": 0.9}),
 }
 OTHER = {"torch": "jax", "jax": "torch"}
 

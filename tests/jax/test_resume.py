@@ -21,7 +21,7 @@ VARIANTS = {
     "vectors": ("dct_adamw", {"basis": "power"}),
     "narrow state": ("dct_adamw", {"state_dtype": "bfloat16", "residual": "error_feedback"}),
     "trion": ("trion", {}),
-    "trion in codes": ("trion", {"momentum_bits": 8}),
+    "trion in codes": ("trion", {"momentum_bits": 8, "row_decay": 0.9}),
 }
 
 

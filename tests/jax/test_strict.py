@@ -20,7 +20,7 @@ VARIANTS = [
     ("dct_adamw", {"basis": "power"}),
     ("dct_adamw", {"basis": "hartley"}),
     ("trion", {}),
-    ("trion", {"momentum_bits": 8, "method": "fft"}),
+    ("trion", {"momentum_bits": 8, "method": "fft", "row_decay": 0.9}),
 ]
 VARIANT_IDS = ["-".join([name, *map(str, options.values())]) for name, options in VARIANTS]
 

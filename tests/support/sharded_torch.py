@@ -51,7 +51,11 @@ POLICIES: dict[type, dict[str, dict[str, Any]]] = {
             "bias_correction": "column",
         },
     },
-    Trion: {"trion": {}, "polar": {"coefficients": "polar_express", "scale": "dion", "steps": 4}},
+    Trion: {
+        "trion": {},
+        "polar": {"coefficients": "polar_express", "scale": "dion", "steps": 4},
+        "even rows": {"row_decay": 0.9},
+    },
 }
 NAMES = [(kind, policy) for kind, policies in POLICIES.items() for policy in policies]
 

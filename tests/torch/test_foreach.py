@@ -51,7 +51,9 @@ def test_dct_adamw_goes_where_it_would_alone(variant):
     assert_same_run(lowrank_torch.DCTAdamW, **variant)
 
 
-@pytest.mark.parametrize("options", [{}, {"momentum_bits": 8}, {"maximize": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"momentum_bits": 8}, {"row_decay": 0.9}, {"maximize": True}], ids=str
+)
 def test_trion_goes_where_it_would_alone(options):
     assert_same_run(lowrank_torch.Trion, **options)
 

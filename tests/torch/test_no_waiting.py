@@ -18,7 +18,7 @@ CASES = {
     "half": (lowrank_torch.DCTAdamW, {"state_dtype": "bfloat16"}),
     "power": (lowrank_torch.DCTAdamW, {"basis": "power", "residual": "discard"}),
     "trion": (lowrank_torch.Trion, {}),
-    "trion in 8 bits": (lowrank_torch.Trion, {"momentum_bits": 8}),
+    "trion in 8 bits": (lowrank_torch.Trion, {"momentum_bits": 8, "row_decay": 0.9}),
 }
 
 
