@@ -38,6 +38,8 @@ NAMES = {
     "trion": "Trion, `rank=0.5`",
     "trion, 8 bits": "Trion, `rank=0.5, momentum_bits=8`",
     "trion, all columns, 8 bits": "Trion, `rank=1.0, momentum_bits=8`",
+    "trion, even rows, 8 bits": "Trion, `rank=0.5, momentum_bits=8, row_decay=0.95`",
+    "trion, all columns, even rows, 8 bits": "Trion, `rank=1.0, momentum_bits=8, row_decay=0.95`",
 }
 #: What both tables say of a method, before what it is held against.
 HEADS = ("method", "rate", "numbers a weight", "state, MB", "loss by seed", "mean")

@@ -101,6 +101,8 @@ METHODS: dict[str, Build] = {
     "trion": trion(),
     "trion, 8 bits": trion(momentum_bits=8),
     "trion, all columns, 8 bits": trion(rank=1.0, momentum_bits=8),
+    "trion, even rows, 8 bits": trion(momentum_bits=8, row_decay=0.95),
+    "trion, all columns, even rows, 8 bits": trion(rank=1.0, momentum_bits=8, row_decay=0.95),
 }
 # What each table runs: methods, and the rates that each is tried at.
 TABLES: dict[str, Mapping[str, tuple[float, ...]]] = {
@@ -120,6 +122,8 @@ TABLES: dict[str, Mapping[str, tuple[float, ...]]] = {
         "trion": (1e-2, 2e-2, 4e-2, 8e-2),
         "trion, 8 bits": (1e-2, 2e-2, 4e-2, 8e-2),
         "trion, all columns, 8 bits": (1e-2, 2e-2, 4e-2),
+        "trion, even rows, 8 bits": (1e-2, 2e-2, 4e-2),
+        "trion, all columns, even rows, 8 bits": (1e-2, 2e-2, 4e-2),
         "muon": (1e-2, 2e-2, 4e-2, 8e-2),
     },
     "parts": {
