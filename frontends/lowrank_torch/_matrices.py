@@ -87,7 +87,9 @@ def matrix_shapes(shape: Sequence[int], group: Mapping[str, Any]) -> list[tuple[
 def matrix_views(
     tensor: Tensor, shapes: Sequence[tuple[int, ...]], batch_dims: int
 ) -> list[Tensor]:
-    """Return the stacks of matrices of `matrix_shapes`, as views of ``tensor``, which is laid out as matrices."""
+    """Return the stacks of matrices of `matrix_shapes`: ``tensor``, which is laid out as matrices, or views of it."""
+    if len(shapes) == 1 and tensor.shape == shapes[0]:
+        return [tensor]
     start, views = 0, []
     for shape in shapes:
         rows = math.prod(shape[batch_dims:-1])
