@@ -27,6 +27,7 @@ from lowrank_torch._advice import (
     warn_of_lost_updates,
     warn_of_nothing_saved,
 )
+from lowrank_torch._capturable import check_capture, check_placed, check_whole
 from lowrank_torch._collectives import CollectiveScheduler, Traffic
 from lowrank_torch._diagnostics import Recorder
 from lowrank_torch._for_model import brief, describe
@@ -176,6 +177,10 @@ class LowRankOptimizer(Optimizer):
             plan = self.plan_of(parameter, group, config)
             for number, shape in enumerate(plan.matrices):
                 plan.fitted(config, number).layout(shape)
+            if group["capturable"]:
+                name = partial(self.name_of, parameter)
+                check_whole(parameter, plan.sharding is not None, name)
+                check_placed(parameter, group, name)
             if group["algorithm"] != "adamw":
                 check_not_flat(parameter, partial(self.name_of, parameter))
 
@@ -292,6 +297,7 @@ class LowRankOptimizer(Optimizer):
     def _step_some(self, chosen: Chosen) -> None:
         """Step the chosen parameters that have a gradient."""
         configs, members, key = self._members(chosen)
+        check_capture(members.values(), self.name_of)
         watched = any(self.param_groups[n]["nonfinite"] != PROPAGATE for n, _ in chosen)
         if watched and not are_finite(members.values(), self._scheduler, self.name_of):
             self.skipped_steps += 1
@@ -365,7 +371,9 @@ class LowRankOptimizer(Optimizer):
         plan = self.plan_of(parameter, group, config)
         if plan.uses_adamw or plan.sharding or not state or self.rule.project is None:
             return
-        if not config.projects or self.chooses_next(parameter, group, config):
+        if group["capturable"] or not config.projects:
+            return
+        if self.chooses_next(parameter, group, config):
             return
         bound = self._planner.bound(plan, config, parameter.device)
         project = Projection(state, plan, bound, self.rule)

@@ -38,9 +38,16 @@ def takes_rows(
     return (
         not torch.compiler.is_compiling()
         and all(member.projected is None for member in stack.members)
+        and (type(states[0].step) is int or not _draws(targets, states, stack))
         and all(map(ops.has_row_kernels, gradients, targets, map(_moments_of, states)))
         and fits(bound.step)
     )
+
+
+def _draws(targets: Sequence[Tensor], states: Sequence[Any], stack: Stack) -> bool:
+    """Return whether anything is rounded at random, by keys that the kernels get as numbers of the host."""
+    narrow = stack.group["stochastic_rounding"] and targets[0].dtype != torch.float32
+    return narrow or states[0].first_moment.dtype != torch.float32
 
 
 def step_rows(
