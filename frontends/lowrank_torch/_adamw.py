@@ -78,8 +78,11 @@ def adamw_step(
     others: list[_Target] = []
     for target in wide:
         (fused if _is_fused(target, group) else others).append(target)
-    if others:
-        _run(others, group, ops)
+    if group["capturable"]:
+        for target in others:
+            at_once(_counted(target, group, ops))
+    elif others:
+        _run(others, group)
     if fused:
         at_once(_fused(fused, group))
 
@@ -102,31 +105,40 @@ def _step_narrow(
 ) -> None:
     """Do of a step on a copy of ``values`` what has not been ``done``, and round it into these."""
     if not done.blocks:
-        if _is_fused(target, group):
-            at_once([*_fused([target], group), partial(done.blocks.add, "copy")])
+        calls = _calls(target, group, ops)
+        if calls is None:
+            _run([target], group)
         else:
-            _run([target], group, ops)
+            at_once([*calls, partial(done.blocks.add, "copy")])
     own = rounded(target.values, values.dtype, dither, ops)
     at_once([partial(values.copy_, own), partial(done.blocks.add, ALL)])
 
 
-def _is_fused(target: _Target, group: Mapping[str, Any]) -> bool:
-    """Return whether PyTorch has one kernel for a step, which nothing can interrupt: of plain numbers on the CPU.
+def _calls(
+    target: _Target, group: Mapping[str, Any], ops: Ops
+) -> list[Callable[[], object]] | None:
+    """Return the calls that do a step with nothing in between, or ``None`` where PyTorch's own is more than calls."""
+    if _is_fused(target, group):
+        return _fused([target], group)
+    return _counted(target, group, ops) if group["capturable"] else None
 
-    Elsewhere there is one too, but its counts are a device's, which the host would have to wait for where it is to know
-    them.
+
+def _is_fused(target: _Target, group: Mapping[str, Any]) -> bool:
+    """Return whether PyTorch has one kernel for a step: of plain numbers on the CPU.
+
+    On GPUs there is one too, but its counts are a device's, for which the host would wait where it has to know them.
     """
     values, gradient, state = target
     lr, numbers = group["lr"], (*group["betas"], group["weight_decay"], group["eps"])
     if group["capturable"]:
-        here = values.device.type in ("cpu", "cuda")
-        plain = not isinstance(lr, Tensor) or lr.dtype == torch.float32
+        takes = values.device.type in ("cpu", "cuda") and (
+            (not isinstance(lr, Tensor) or lr.dtype == torch.float32)
+            and not any(isinstance(number, Tensor) for number in numbers)
+        )
     else:
-        here, plain = values.device.type == "cpu", type(lr) is float
+        takes = values.device.type == "cpu" and type(lr) is float
     return (
-        here
-        and plain
-        and not any(isinstance(number, Tensor) for number in numbers)
+        takes
         and not torch.compiler.is_compiling()
         and gradient.dtype == values.dtype == state["exp_avg"].dtype
         and values.is_contiguous()
@@ -166,11 +178,7 @@ def _fused(targets: Sequence[_Target], group: Mapping[str, Any]) -> list[Callabl
     return calls
 
 
-def _run(targets: Sequence[_Target], group: Mapping[str, Any], ops: Ops) -> None:
-    if group["capturable"]:
-        for target in targets:
-            _run_captured(target, group, ops)
-        return
+def _run(targets: Sequence[_Target], group: Mapping[str, Any]) -> None:
     beta1, beta2 = group["betas"]
     adamw(
         [target.values for target in targets],
@@ -189,8 +197,8 @@ def _run(targets: Sequence[_Target], group: Mapping[str, Any], ops: Ops) -> None
     )
 
 
-def _run_captured(target: _Target, group: Mapping[str, Any], ops: Ops) -> None:
-    """Do a step with its count, and whatever number may be a tensor, on the device: PyTorch's own refuses some."""
+def _counted(target: _Target, group: Mapping[str, Any], ops: Ops) -> list[Callable[[], object]]:
+    """Return the calls of a step whose count is on the device, as other numbers may be that PyTorch's own refuses."""
     values, gradient, state = target
     before: tuple[Any, Any] = (state["exp_avg"], state["exp_avg_sq"])
     step, (lr, weight_decay) = state["step"] + 1, rates_of(group)
@@ -200,7 +208,7 @@ def _run_captured(target: _Target, group: Mapping[str, Any], ops: Ops) -> None:
     )
     kept = {"step": step, "exp_avg": first, "exp_avg_sq": second}
     decay = partial(values.mul_, 1 - lr * weight_decay)
-    at_once([decay, partial(values.sub_, direction * lr), *keeping(state, kept)])
+    return [decay, partial(values.sub_, direction * lr), *keeping(state, kept)]
 
 
 def _next_step(count: Tensor, group: Mapping[str, Any]) -> int | Tensor:

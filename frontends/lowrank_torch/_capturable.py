@@ -21,7 +21,13 @@ from lowrank_torch._plan import Member
 from lowrank_torch._sharding import is_sharded
 
 # Options that may be tensors, whose numbers a graph then reads at every replay.
-_NUMBERS = ("lr", "weight_decay", "eps", *number_options(DCT_ADAMW.config), *number_options(TRION.config))
+_NUMBERS = (
+    "lr",
+    "weight_decay",
+    "eps",
+    *number_options(DCT_ADAMW.config),
+    *number_options(TRION.config),
+)
 
 
 def count_of(
@@ -41,7 +47,7 @@ def count_of(
 
 
 def keeping(state: MutableMapping[str, Any], entries: Mapping[str, Any]) -> list[Callable[[], Any]]:
-    """Return the calls that keep new ``entries`` of a parameter's state: where the count is a tensor, in its tensors."""
+    """Return the calls that keep new ``entries`` of a parameter's state: in the same tensors where the count is one."""
     if not isinstance(state["step"], Tensor):
         return [partial(state.update, entries)]
     return [

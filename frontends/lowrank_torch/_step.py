@@ -167,8 +167,8 @@ def _due(stack: Stack, bound: BoundMatrices, states: Sequence[Any]) -> Any:
     """Return whether a step chooses columns: a host boolean, or booleans that say of which matrices.
 
     Whether there are matrices for which none were chosen yet is read until there are none, and not at every step: where
-    the numbers are a device's, the host waits for them. Of a count that is a device's nothing is read: every step makes a choice, which stands where
-    it is due.
+    the numbers are a device's, the host waits for them. Where the count is one of these every step makes a choice,
+    which stands for the matrices that it is due for.
     """
     if isinstance(states[0].step, Tensor):
         return stack.rule.due(states[0], bound.step)

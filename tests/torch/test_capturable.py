@@ -194,7 +194,9 @@ def captured_but_for_numbers(optimizer):
     """Capture a step whose rates are checked: those of the CPU, which is the device here, are read for that alone."""
     capture = captured(optimizer)
     assert set(capture.found) == {"aten._local_scalar_dense.default"}
-    reads = [entry for entry in capture.done if entry[0] is torch.ops.aten._local_scalar_dense.default]
+    reads = [
+        entry for entry in capture.done if entry[0] is torch.ops.aten._local_scalar_dense.default
+    ]
     rates = {id(group["lr"]) for group in optimizer.param_groups}
     assert {id(args[0]) for _, args, _, _ in reads} <= rates
     capture.found.clear()
