@@ -52,7 +52,7 @@ CASES: dict[str, Made] = {
     ),
     "capturable": (
         DCTAdamW,
-        {"rank": 6, "capturable": True, "refresh_every": 3, "weight_decay": torch.tensor(0.1)},
+        {"rank": 6, "capturable": True, "refresh_every": 3, "eps": torch.tensor(1e-8)},
         [{"shapes": [SMALL, (24,)]}, {"shapes": [SMALL, (24,)], "dtype": torch.bfloat16}],
     ),
     "transposed": (DCTAdamW, {"rank": 6}, [{"shapes": [SMALL], "transposed": True}]),
