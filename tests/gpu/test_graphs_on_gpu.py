@@ -89,7 +89,8 @@ def test_replays_do_what_steps_do(name, numbers, kernels, monkeypatch):
         graph.replay()
         eager.step()
     for p, q, before in zip(ours, theirs, start, strict=True):
-        torch.testing.assert_close(p - before, q - before, rtol=1e-4, atol=1e-6)
+        # Codes and narrow numbers may fall on the other side.
+        assert (p - q).norm() <= 1e-3 * (q - before).norm()
         assert int(replayed.state[p]["step"]) == WARM + REPLAYS
 
 

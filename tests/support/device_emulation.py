@@ -62,7 +62,7 @@ class Capture(Watch):
 
 
 class OnDevice(TorchDispatchMode):
-    """Asserts that operations are done on tensors of one device, or of no dimension: all others would be copied."""
+    """Asserts that operations are done on tensors of one device: a copy of another one would be waited for."""
 
     def __init__(self, device: str) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class OnDevice(TorchDispatchMode):
     ) -> Any:
         result = function(*args, **(kwargs or {}))
         for tensor in _tensors((args, kwargs, result)):
-            assert tensor.ndim == 0 or tensor.device.type == self._device, function
+            assert tensor.device.type == self._device, function
         return result
 
 
