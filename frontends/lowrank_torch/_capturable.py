@@ -21,13 +21,7 @@ from lowrank_torch._plan import Member
 from lowrank_torch._sharding import is_sharded
 
 # Options that may be tensors, whose numbers a graph then reads at every replay.
-_NUMBERS = (
-    "lr",
-    "weight_decay",
-    "eps",
-    *number_options(DCT_ADAMW.config),
-    *number_options(TRION.config),
-)
+_NUMBERS = ("lr", "weight_decay", *number_options(DCT_ADAMW.config), *number_options(TRION.config))
 
 
 def count_of(
@@ -44,6 +38,18 @@ def count_of(
         return torch.full((), done, dtype=dtype, device=device)
     # On the CPU whatever the default device, and by `tensor`, which has a value under FakeTensorMode too.
     return torch.tensor(float(done), dtype=torch.float32, device="cpu") if full else done
+
+
+def recount(
+    state: MutableMapping[str, Any], group: Mapping[str, Any], device: torch.device, *, full: bool
+) -> None:
+    """Have steps counted where a group says, should it say otherwise than when the state was made; waits then."""
+    wanted = torch.device("cpu") if full else None
+    count = state["step"]
+    if (count.device if isinstance(count, Tensor) else None) != (
+        device if group["capturable"] else wanted
+    ):
+        state["step"] = count_of(int(count), group, device, full=full)
 
 
 def keeping(state: MutableMapping[str, Any], entries: Mapping[str, Any]) -> list[Callable[[], Any]]:
@@ -131,7 +137,7 @@ def loaded_options(saved: Mapping[str, Any], group: Mapping[str, Any]) -> dict[s
     """
     own = {"capturable": group["capturable"]}
     if group["capturable"]:
-        numbers = (name for name in (*_NUMBERS, "betas") if name in saved and name in group)
+        numbers = (name for name in _NUMBERS if name in saved and name in group)
         own |= {name: _as_here(saved[name], group[name]) for name in numbers}
     return own
 
@@ -139,7 +145,7 @@ def loaded_options(saved: Mapping[str, Any], group: Mapping[str, Any]) -> dict[s
 def _as_here(saved: Any, own: Any) -> Any:
     if isinstance(own, (tuple, list)) and isinstance(saved, (tuple, list)):
         return tuple(map(_as_here, saved, own))
-    if not isinstance(own, Tensor):
+    if saved is None or not isinstance(own, Tensor):
         return saved
     return torch.as_tensor(saved, dtype=own.dtype).detach().to(own.device, copy=True)
 

@@ -27,7 +27,7 @@ from lowrank_torch._advice import (
     warn_of_lost_updates,
     warn_of_nothing_saved,
 )
-from lowrank_torch._capturable import check_capture, check_placed, check_whole
+from lowrank_torch._capturable import check_capture, check_placed, check_whole, recount
 from lowrank_torch._collectives import CollectiveScheduler, Traffic
 from lowrank_torch._diagnostics import Recorder
 from lowrank_torch._for_model import brief, describe
@@ -45,6 +45,7 @@ from lowrank_torch._projected import ProjectedGradient, keep
 from lowrank_torch._redistribute import gather_rows
 from lowrank_torch._report import Summary, summarize
 from lowrank_torch._schedule import Schedule
+from lowrank_torch._sharding import local_of
 from lowrank_torch._state import chooses_next, make_state, place_state
 from lowrank_torch._step import Projection, step_here, step_sharded
 
@@ -221,7 +222,8 @@ class LowRankOptimizer(Optimizer):
         """Measure from now on what one step in ``every`` does to each matrix, for `diagnostics`; 0 measures none.
 
         A matrix is measured at its next step that chooses columns, and again at the first such step at least ``every``
-        later. Sharded parameters, gradients kept as coefficients and compiled steps are not measured.
+        later. Sharded parameters, gradients kept as coefficients, groups with ``capturable=True`` and compiled steps
+        are not measured.
 
         Parameters
         ----------
@@ -276,6 +278,8 @@ class LowRankOptimizer(Optimizer):
 
         Raises
         ------
+        RuntimeError
+            If it is captured in a CUDA graph whose replays would do something else; nothing has changed then.
         TypeError, ValueError
             For a sparse or complex gradient, or one that is not finite where ``nonfinite`` says so, an option that has
             become invalid or a state that no longer fits the options; nothing has changed then.
@@ -504,6 +508,9 @@ class LowRankOptimizer(Optimizer):
                 else:
                     bound = self._planner.bound(plan, config, member.parameter.device)
                     make_state(member, plan, bound, self.rule)
+            else:
+                device = local_of(member.parameter).device
+                recount(member.state, member.group, device, full=plan.uses_adamw)
             ready.append((member, plan))
         return ready
 
@@ -511,6 +518,9 @@ class LowRankOptimizer(Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict after checking that it fits; state of parameters of another precision is cast to theirs.
+
+        The option ``capturable`` stays the optimizer's own. State is new tensors, as in PyTorch's optimizers: CUDA
+        graphs that were captured before have to be captured again.
 
         Raises
         ------
@@ -571,7 +581,8 @@ class LowRankOptimizer(Optimizer):
     def load_state(self, path: str | os.PathLike[str], names: Names = None) -> int:
         """Go on from the state in a file of `save_state` or `lowrank_jax.save_state`.
 
-        The rate and other numbers stay those of this optimizer. A scheduler is the caller's to set.
+        The rate and other numbers stay those of this optimizer. A scheduler is the caller's to set. CUDA graphs that
+        were captured before have to be captured again.
 
         Parameters
         ----------

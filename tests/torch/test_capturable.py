@@ -128,18 +128,30 @@ def test_replays_do_what_steps_do(kind, options, every):
 @pytest.mark.parametrize("kind", [DCTAdamW, Trion])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_replays_round_at_random_by_the_step(kind, dtype):
-    options = {"stochastic_rounding": True, "capturable": True}
-    replayed, eager = (made(kind, options, 3, parameters(*SHAPES, dtype=dtype)) for _ in range(2))
-    give((replayed, eager), 0)
+    replayed, eager, plain = everything = [
+        made(
+            *(kind, {"stochastic_rounding": True}, 3, parameters(*SHAPES, dtype=dtype)),
+            capturable=own,
+        )
+        for own in (True, True, False)
+    ]
+    give(everything, 0)
     stepped(replayed)
     stepped(eager)
+    plain.step()
+    give(everything, 1)
     capture = captured(replayed)
     stepped(eager)
+    plain.step()
     for step in range(2, STEPS):
-        give((replayed, eager), step)
+        give(everything, step)
         capture.replay()
         stepped(eager)
+        plain.step()
         assert_alike(replayed, eager)
+    # By other draws every second number would be another.
+    pairs = zip(all_parameters(eager), all_parameters(plain), strict=True)
+    assert all((one != other).float().mean() <= 0.15 for one, other in pairs)
 
 
 @pytest.mark.parametrize("every", EVERY)
@@ -159,7 +171,8 @@ def test_columns_that_gradients_of_zeros_left_open_are_chosen_in_a_replay(residu
     plain.step()
     indices = [eager.state[p]["indices"].clone() for p in all_parameters(eager)[:4]]
     for step in range(3, 3 + STEPS):
-        give(everything, step)
+        # Nor has the step at which columns are due a gradient.
+        give(everything, step, scale=float(step > 3))
         capture.replay()
         stepped(eager)
         plain.step()
@@ -172,6 +185,8 @@ def test_columns_that_gradients_of_zeros_left_open_are_chosen_in_a_replay(residu
 @pytest.mark.parametrize("kind", [DCTAdamW, Trion])
 def test_numbers_that_are_tensors_are_read_at_every_replay(kind):
     numbers = {"lr": torch.tensor(0.02), "weight_decay": torch.tensor(0.1)}
+    if kind is Trion:
+        numbers["momentum"] = torch.tensor(0.85)
     optimizer = made(kind, {}, 1, capturable=True, **numbers)
     plain = made(kind, {})
     give((optimizer, plain), 0)
@@ -185,6 +200,10 @@ def test_numbers_that_are_tensors_are_read_at_every_replay(kind):
         numbers["weight_decay"].fill_(weight_decay)
         for group in plain.param_groups:
             group["lr"], group["weight_decay"] = lr, weight_decay
+            if kind is Trion:
+                group["momentum"] = 0.1 * step
+        if kind is Trion:
+            numbers["momentum"].fill_(0.1 * step)
         capture.replay()
         plain.step()
         assert_near(optimizer, plain)
@@ -331,6 +350,31 @@ def test_weights_are_not_measured():
     stepped(optimizer)
     stepped(optimizer)
     assert optimizer.diagnostics() == []
+
+
+@pytest.mark.parametrize("kind", [DCTAdamW, Trion])
+def test_the_option_may_be_set_and_taken_back_in_a_run(kind):
+    switched, plain = made(kind, {}, 3), made(kind, {}, 3)
+    for step, own in enumerate([False, False, True, True, True, False, False]):
+        for group in switched.param_groups:
+            group["capturable"] = own
+        for optimizer in (switched, plain):
+            train(optimizer, all_parameters(optimizer), 1, start=step)
+    assert_near(switched, plain)
+    for one, other in zip(all_parameters(switched), all_parameters(plain), strict=True):
+        counts = [optimizer.state[p]["step"] for optimizer, p in ((switched, one), (plain, other))]
+        assert type(counts[0]) is type(counts[1])
+        assert counts[0] == counts[1] == 7
+
+
+def test_a_schedule_writes_into_the_rate_that_a_graph_reads():
+    rate = torch.tensor(0.02)
+    optimizer = made(DCTAdamW, {}, lr=rate, capturable=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    optimizer.step()
+    schedule.step()
+    assert optimizer.param_groups[0]["lr"] is rate
+    assert rate == 0.01
 
 
 # -- checkpoints -----------------------------------------------------------------------------------
@@ -498,3 +542,22 @@ def test_presets_can_be_captured():
         except ValueError:
             refused.append(preset["basis"])
     assert set(refused) <= set(STORED_BASES)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"residual": "error_feedback", "refresh_every": 3}], ids=str
+)
+def test_a_large_matrix_is_stepped_in_parts_alike(options):
+    """Parts of one are written in place as it is; all else of its state is too."""
+    given = parameters((1030, 1024))
+    capturable, plain = (
+        DCTAdamW(copies(given), lr=0.02, rank=32, capturable=own, **options)
+        for own in (True, False)
+    )
+    for optimizer in (capturable, plain):
+        train(optimizer, all_parameters(optimizer), 1)
+    before = addresses(capturable)
+    for optimizer in (capturable, plain):
+        train(optimizer, all_parameters(optimizer), 3, start=1)
+    assert addresses(capturable) == before
+    assert_near(capturable, plain)
