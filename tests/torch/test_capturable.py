@@ -360,6 +360,8 @@ def test_the_option_may_be_set_and_taken_back_in_a_run(kind):
             group["capturable"] = own
         for optimizer in (switched, plain):
             train(optimizer, all_parameters(optimizer), 1, start=step)
+        count = switched.state[all_parameters(switched)[0]]["step"]
+        assert isinstance(count, torch.Tensor) is own
     assert_near(switched, plain)
     for one, other in zip(all_parameters(switched), all_parameters(plain), strict=True):
         counts = [optimizer.state[p]["step"] for optimizer, p in ((switched, one), (plain, other))]
