@@ -24,7 +24,7 @@ _LEAVE = "leave it out"
 #: Options of other optimizers by their names there.
 FOREIGN = {
     "amsgrad": Foreign("AdamW", f"{_LEAVE}: there is no such variant here"),
-    "capturable": Foreign("AdamW", f"{_LEAVE}: steps are not captured in CUDA graphs"),
+    "capturable": Foreign("PyTorch", f"{_LEAVE}: under jax.jit a step never waits for the host"),
     "differentiable": Foreign("AdamW", f"{_LEAVE}: a step is not differentiated through"),
     "fused": Foreign("AdamW", f"{_LEAVE}: what can be stepped together is ('foreach')"),
     "momentum": Foreign("Muon and Trion", "the decay of the first moment is betas[0]"),

@@ -12,7 +12,9 @@ from torch.nn import Parameter
 from torch.optim.adamw import adamw
 
 from lowrank_core.ops.standard import Ops
-from lowrank_torch._apply import Dither, rounded
+from lowrank_core.subspace.moments import decayed_weight
+from lowrank_torch._apply import Dither, rates_of, rounded
+from lowrank_torch._capturable import count_of, keeping
 from lowrank_torch._commit import ALL, Done, at_once, to_the_end
 from lowrank_torch._input import followed
 from lowrank_torch._plan import Member
@@ -28,9 +30,7 @@ def make_adamw_state(member: Member, sharding: Sharding | None) -> None:
     """Give a parameter the state before its first step; in ``sharding`` is how it is shared out."""
     parameter, state = member.parameter, member.state
     dtype = parameter.dtype if parameter.dtype in _WIDE else torch.float32
-    # A number that the host reads: on the CPU whatever the default device, and by `tensor`, which
-    # unlike `zeros` has a value under FakeTensorMode too.
-    state["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
+    state["step"] = count_of(0, member.group, local_of(parameter).device, full=True)
     for name in _MOMENTS:
         if sharding is None:
             state[name] = torch.zeros_like(parameter, dtype=dtype)
@@ -70,7 +70,7 @@ def adamw_step(
             # Arithmetic in float32, one parameter's copy at a time; the write rounds once.
             dither = None
             if group["stochastic_rounding"]:
-                dither = Dither(member.stream, int(state["step"]) + 1)
+                dither = Dither(member.stream, _next_step(state["step"], group))
             done = Done()
             target = _Target(values.float(), gradient.float(), state)
             to_the_end(partial(_step_narrow, values, target, group, dither, done, ops), done)
@@ -78,7 +78,10 @@ def adamw_step(
     others: list[_Target] = []
     for target in wide:
         (fused if _is_fused(target, group) else others).append(target)
-    if others:
+    if group["capturable"]:
+        for target in others:
+            at_once(_counted(target, group, ops))
+    elif others:
         _run(others, group)
     if fused:
         at_once(_fused(fused, group))
@@ -102,24 +105,41 @@ def _step_narrow(
 ) -> None:
     """Do of a step on a copy of ``values`` what has not been ``done``, and round it into these."""
     if not done.blocks:
-        if _is_fused(target, group):
-            at_once([*_fused([target], group), partial(done.blocks.add, "copy")])
-        else:
+        calls = _calls(target, group, ops)
+        if calls is None:
             _run([target], group)
+        else:
+            at_once([*calls, partial(done.blocks.add, "copy")])
     own = rounded(target.values, values.dtype, dither, ops)
     at_once([partial(values.copy_, own), partial(done.blocks.add, ALL)])
 
 
-def _is_fused(target: _Target, group: Mapping[str, Any]) -> bool:
-    """Return whether PyTorch has one kernel for a step, which nothing can interrupt: of plain numbers on the CPU.
+def _calls(
+    target: _Target, group: Mapping[str, Any], ops: Ops
+) -> list[Callable[[], object]] | None:
+    """Return the calls that do a step with nothing in between, or ``None`` where PyTorch's own is more than calls."""
+    if _is_fused(target, group):
+        return _fused([target], group)
+    return _counted(target, group, ops) if group["capturable"] else None
 
-    Elsewhere there is one too, but its counts are a device's, which the host would have to wait for.
+
+def _is_fused(target: _Target, group: Mapping[str, Any]) -> bool:
+    """Return whether PyTorch has one kernel for a step: of plain numbers on the CPU.
+
+    On GPUs there is one too, but its counts are a device's, for which the host would wait where it has to know them.
     """
     values, gradient, state = target
+    lr, numbers = group["lr"], (*group["betas"], group["weight_decay"], group["eps"])
+    if group["capturable"]:
+        takes = values.device.type in ("cpu", "cuda") and (
+            (not isinstance(lr, Tensor) or lr.dtype == torch.float32)
+            and not any(isinstance(number, Tensor) for number in numbers)
+        )
+    else:
+        takes = values.device.type == "cpu" and type(lr) is float
     return (
-        values.device.type == "cpu"
+        takes
         and not torch.compiler.is_compiling()
-        and type(group["lr"]) is float
         and gradient.dtype == values.dtype == state["exp_avg"].dtype
         and values.is_contiguous()
         and gradient.is_contiguous()
@@ -131,29 +151,30 @@ def _is_fused(target: _Target, group: Mapping[str, Any]) -> bool:
 def _fused(targets: Sequence[_Target], group: Mapping[str, Any]) -> list[Callable[[], object]]:
     """Return the calls of PyTorch's that `_run` comes to by one kernel."""
     calls: list[Callable[[], object]] = []
-    for dtype in _WIDE:
-        own = [target for target in targets if target.values.dtype == dtype]
-        if own:
-            beta1, beta2 = group["betas"]
-            steps = [target.state["step"] for target in own]
-            calls.append(partial(torch._foreach_add_, steps, 1))
-            kernel = partial(
-                torch._fused_adamw_,
-                [target.values for target in own],
-                [target.gradient for target in own],
-                [target.state["exp_avg"] for target in own],
-                [target.state["exp_avg_sq"] for target in own],
-                [],
-                steps,
-                amsgrad=False,
-                beta1=beta1,
-                beta2=beta2,
-                lr=group["lr"],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                maximize=group["maximize"],
-            )
-            calls.append(kernel)
+    alike: dict[Any, list[_Target]] = {}
+    for target in targets:
+        alike.setdefault((target.values.dtype, target.values.device), []).append(target)
+    for own in alike.values():
+        beta1, beta2 = group["betas"]
+        steps = [target.state["step"] for target in own]
+        calls.append(partial(torch._foreach_add_, steps, 1))
+        kernel = partial(
+            torch._fused_adamw_,
+            [target.values for target in own],
+            [target.gradient for target in own],
+            [target.state["exp_avg"] for target in own],
+            [target.state["exp_avg_sq"] for target in own],
+            [],
+            steps,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=group["maximize"],
+        )
+        calls.append(kernel)
     return calls
 
 
@@ -174,3 +195,22 @@ def _run(targets: Sequence[_Target], group: Mapping[str, Any]) -> None:
         eps=group["eps"],
         maximize=group["maximize"],
     )
+
+
+def _counted(target: _Target, group: Mapping[str, Any], ops: Ops) -> list[Callable[[], object]]:
+    """Return the calls of a step whose count is on the device, as other numbers may be that PyTorch's own refuses."""
+    values, gradient, state = target
+    before: tuple[Any, Any] = (state["exp_avg"], state["exp_avg_sq"])
+    step, (lr, weight_decay) = state["step"] + 1, rates_of(group)
+    weights: Any = [decayed_weight(beta, step, ops, before[0]) for beta in group["betas"]]
+    direction, first, second = ops.adam_update(
+        gradient, before, group["betas"], (weights[0], weights[1]), group["eps"]
+    )
+    kept = {"step": step, "exp_avg": first, "exp_avg_sq": second}
+    decay = partial(values.mul_, 1 - lr * weight_decay)
+    return [decay, partial(values.sub_, direction * lr), *keeping(state, kept)]
+
+
+def _next_step(count: Tensor, group: Mapping[str, Any]) -> int | Tensor:
+    """Return the number of the step after ``count`` of them, as random rounding takes it."""
+    return (count + 1).to(torch.int32) if group["capturable"] else int(count) + 1

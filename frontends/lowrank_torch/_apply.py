@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from lowrank_core.numerics.rounding import round_stochastically
 from lowrank_core.ops.standard import Ops
 from lowrank_core.subspace.update import LowRankUpdate, slice_rows, whole_of
 from lowrank_torch._commit import Done, at_once
+from lowrank_torch._input import followed
 from lowrank_torch._tuning import CPU_BLOCK, DEVICE_BLOCK
 
 
@@ -29,7 +30,7 @@ class Write(NamedTuple):
     """How an update is written into parameters: ``W <- (1 - lr * weight_decay) W - lr * update``."""
 
     lr: float | Tensor
-    weight_decay: float
+    weight_decay: float | Tensor
     ops: Ops
     #: For each parameter what rounds its write at random, or ``None``.
     dithers: Sequence[Dither | None]
@@ -37,6 +38,13 @@ class Write(NamedTuple):
     done: Done
     #: The number of the stack of matrices, and of the part of it.
     key: tuple[int, ...]
+
+
+def rates_of(group: Mapping[str, Any]) -> tuple[float | Tensor, float | Tensor]:
+    """Return the rate and the weight decay that an update of a group is written with."""
+    lr, weight_decay = followed(group["lr"]), group["weight_decay"]
+    # Every rule is odd in the gradient, so going up is going down with the sign turned.
+    return (-lr, -weight_decay) if group["maximize"] else (lr, weight_decay)
 
 
 def apply_update(targets: Sequence[Tensor], update: LowRankUpdate, write: Write) -> None:
@@ -90,14 +98,16 @@ def add_delta(
     narrow = targets[0].dtype != delta.dtype
     exact = [target.to(delta.dtype) for target in targets] if narrow else targets
     calls: list[Callable[[], object]] = []
-    if isinstance(lr, Tensor):
+    # Of a tensor nobody asks here if it is zero.
+    decays = isinstance(weight_decay, Tensor) or weight_decay != 0
+    if isinstance(lr, Tensor) or isinstance(weight_decay, Tensor):
         # It may be another device's, which what PyTorch does to lists of tensors does not take.
         for own, step in zip(exact, deltas, strict=True):
-            if weight_decay:
+            if decays:
                 calls.append(partial(own.mul_, 1 - lr * weight_decay))
             calls.append(partial(own.sub_, step.mul_(lr)))
     else:
-        if weight_decay:
+        if decays:
             calls.append(partial(torch._foreach_mul_, exact, 1 - lr * weight_decay))
         calls.append(partial(torch._foreach_sub_, exact, deltas, alpha=lr))
     if narrow:

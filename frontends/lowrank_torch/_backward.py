@@ -209,10 +209,13 @@ def accumulate_projected(optimizer: Any) -> ProjectedAccumulation:
         If ``optimizer`` is another, or has no such group.
     """
     own = unwrapped(optimizer)
-    configs = [own.check_options(group) for group in own.param_groups]
-    if not any(getattr(config, "projects", False) for config in configs):
+    fit = [
+        getattr(own.check_options(group), "projects", False) and not group["capturable"]
+        for group in own.param_groups
+    ]
+    if not any(fit):
         raise ValueError(
-            "optimizer must be a DCTAdamW with a group of residual='discard' and refresh_every > 1, got none in "
-            f"{len(configs)} groups of {type(own).__name__}"
+            "optimizer must be a DCTAdamW with a group of residual='discard', refresh_every > 1 and capturable=False, "
+            f"got none in {len(fit)} groups of {type(own).__name__}"
         )
     return ProjectedAccumulation(own)

@@ -63,6 +63,7 @@ def compressed_gradients(model: DistributedDataParallel, optimizer: Any) -> None
 def _may_project(config: Any, group: dict[str, Any]) -> bool:
     return (
         group["algorithm"] != "adamw"
+        and not group["capturable"]
         and getattr(config, "projects", False)
         and not getattr(config, "stored", True)
     )

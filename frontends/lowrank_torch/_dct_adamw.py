@@ -37,7 +37,7 @@ class DCTAdamW(LowRankOptimizer):
     params
         Parameters, named parameters or groups; see `matrix_groups` for groups by role.
     lr
-        Learning rate: a number or a 0-d tensor.
+        Learning rate: a number or a 0-d tensor, as ``weight_decay``, ``betas`` and ``eps`` may be.
     betas, eps
         As in `lowrank_core.DCTAdamWConfig`.
     weight_decay
@@ -59,6 +59,11 @@ class DCTAdamW(LowRankOptimizer):
           for each part) matrices of equal height, each with columns of its own;
         - ``foreach``: step small matrices of the same shape together, stacked, ``True`` by default. A choice of speed
           alone, up to rounding;
+        - ``capturable``: steps may be captured in CUDA graphs. The step count is a 0-d tensor on the device of the
+          parameter, state is written in place, no number is read, and options that are 0-d tensors there are read at
+          every replay. With ``refresh_every`` above 1 the choice of columns is computed at every step all the same. Do
+          a step before the capture, and capture again after state has been loaded. For whole parameters, fixed bases
+          and ``nonfinite="propagate"``;
         - ``stochastic_rounding``: write parameters narrower than float32 rounded at random, with odds by distance,
           so that small updates and weight decay are not lost;
         - ``nonfinite``: what is done about a gradient that holds NaN or infinity. ``"propagate"`` steps on it,
@@ -69,8 +74,8 @@ class DCTAdamW(LowRankOptimizer):
 
     Raises
     ------
-    TypeError, ValueError
-        For an unknown option or a bad value, before anything has changed.
+    NotImplementedError, TypeError, ValueError
+        For an unknown option, a bad value or parameters that cannot be stepped so, before anything has changed.
 
     References
     ----------

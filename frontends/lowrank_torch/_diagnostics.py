@@ -112,9 +112,12 @@ class Recorder:
     def _due_in(self, stack: Stack) -> list[int]:
         """Return for each member at the how-manieth step from now on it is measured."""
         # What lies on several ranks, nobody has the sums of.
-        if stack.plan.sharding is not None or stack.members[0].projected is not None:
-            return [self._every] * len(stack.members)
         done = [member.state["step"] for member in stack.members]
+        # Nor does the host know what a device has counted.
+        unknown = stack.plan.sharding is not None or isinstance(done[0], Tensor)
+        if unknown or stack.members[0].projected is not None:
+            # Not at the next one, however often others are measured.
+            return [self._every + 1] * len(stack.members)
         earliest = [
             self._earliest(member.parameter, own)
             for member, own in zip(stack.members, done, strict=True)

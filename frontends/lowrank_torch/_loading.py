@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from lowrank_core.rules.laws import check_count, check_law
 from lowrank_core.rules.state import ArraySpec
+from lowrank_torch._capturable import count_of
 from lowrank_torch._names import parameter_name
 from lowrank_torch._options import canonical
 from lowrank_torch._saved_groups import as_own
@@ -58,7 +59,7 @@ def as_saved(optimizer: Any, place: Callable[[], None]) -> Iterator[None]:
             for id_, parameter in zip(saved["params"], group["params"], strict=True):
                 if given := loaded["state"].get(id_):
                     specs = optimizer.state_specs(parameter, group)
-                    optimizer.state[parameter] = _cast(given, specs, parameter.device)
+                    optimizer.state[parameter] = _cast(given, specs, parameter.device, group)
         place()
 
     # Last among the hooks before and first among those after, so that the user's own see and make whole
@@ -78,7 +79,10 @@ def as_saved(optimizer: Any, place: Callable[[], None]) -> Iterator[None]:
 
 
 def _cast(
-    given: Mapping[str, Any], specs: Mapping[str, ArraySpec], device: torch.device
+    given: Mapping[str, Any],
+    specs: Mapping[str, ArraySpec],
+    device: torch.device,
+    group: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the state of a parameter on its device in the dtypes that it is kept in here, in memory of its own."""
     state: dict[str, Any] = {}
@@ -86,10 +90,8 @@ def _cast(
         value = given[name]
         if name != "step":
             state[name] = value.to(device, getattr(torch, spec.dtype), copy=True)
-        elif "exp_avg" in specs:
-            state[name] = torch.tensor(float(value), dtype=torch.float32, device="cpu")
         else:
-            state[name] = int(value)
+            state[name] = count_of(int(value), group, device, full="exp_avg" in specs)
     return state
 
 

@@ -27,6 +27,7 @@ from lowrank_torch._advice import (
     warn_of_lost_updates,
     warn_of_nothing_saved,
 )
+from lowrank_torch._capturable import check_capture, check_placed, check_whole, recount
 from lowrank_torch._collectives import CollectiveScheduler, Traffic
 from lowrank_torch._diagnostics import Recorder
 from lowrank_torch._for_model import brief, describe
@@ -44,6 +45,7 @@ from lowrank_torch._projected import ProjectedGradient, keep
 from lowrank_torch._redistribute import gather_rows
 from lowrank_torch._report import Summary, summarize
 from lowrank_torch._schedule import Schedule
+from lowrank_torch._sharding import local_of
 from lowrank_torch._state import chooses_next, make_state, place_state
 from lowrank_torch._step import Projection, step_here, step_sharded
 
@@ -176,6 +178,10 @@ class LowRankOptimizer(Optimizer):
             plan = self.plan_of(parameter, group, config)
             for number, shape in enumerate(plan.matrices):
                 plan.fitted(config, number).layout(shape)
+            if group["capturable"]:
+                name = partial(self.name_of, parameter)
+                check_whole(parameter, plan.sharding is not None, name)
+                check_placed(parameter, group, name)
             if group["algorithm"] != "adamw":
                 check_not_flat(parameter, partial(self.name_of, parameter))
 
@@ -216,7 +222,8 @@ class LowRankOptimizer(Optimizer):
         """Measure from now on what one step in ``every`` does to each matrix, for `diagnostics`; 0 measures none.
 
         A matrix is measured at its next step that chooses columns, and again at the first such step at least ``every``
-        later. Sharded parameters, gradients kept as coefficients and compiled steps are not measured.
+        later. Sharded parameters, gradients kept as coefficients, groups with ``capturable=True`` and compiled steps
+        are not measured.
 
         Parameters
         ----------
@@ -271,6 +278,8 @@ class LowRankOptimizer(Optimizer):
 
         Raises
         ------
+        RuntimeError
+            If it is captured in a CUDA graph whose replays would do something else; nothing has changed then.
         TypeError, ValueError
             For a sparse or complex gradient, or one that is not finite where ``nonfinite`` says so, an option that has
             become invalid or a state that no longer fits the options; nothing has changed then.
@@ -292,6 +301,7 @@ class LowRankOptimizer(Optimizer):
     def _step_some(self, chosen: Chosen) -> None:
         """Step the chosen parameters that have a gradient."""
         configs, members, key = self._members(chosen)
+        check_capture(members.values(), self.name_of)
         watched = any(self.param_groups[n]["nonfinite"] != PROPAGATE for n, _ in chosen)
         if watched and not are_finite(members.values(), self._scheduler, self.name_of):
             self.skipped_steps += 1
@@ -365,7 +375,9 @@ class LowRankOptimizer(Optimizer):
         plan = self.plan_of(parameter, group, config)
         if plan.uses_adamw or plan.sharding or not state or self.rule.project is None:
             return
-        if not config.projects or self.chooses_next(parameter, group, config):
+        if group["capturable"] or not config.projects:
+            return
+        if self.chooses_next(parameter, group, config):
             return
         bound = self._planner.bound(plan, config, parameter.device)
         project = Projection(state, plan, bound, self.rule)
@@ -496,6 +508,9 @@ class LowRankOptimizer(Optimizer):
                 else:
                     bound = self._planner.bound(plan, config, member.parameter.device)
                     make_state(member, plan, bound, self.rule)
+            else:
+                device = local_of(member.parameter).device
+                recount(member.state, member.group, device, full=plan.uses_adamw)
             ready.append((member, plan))
         return ready
 
@@ -503,6 +518,9 @@ class LowRankOptimizer(Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict after checking that it fits; state of parameters of another precision is cast to theirs.
+
+        The option ``capturable`` stays the optimizer's own. State is new tensors, as in PyTorch's optimizers: CUDA
+        graphs that were captured before have to be captured again.
 
         Raises
         ------
@@ -563,7 +581,8 @@ class LowRankOptimizer(Optimizer):
     def load_state(self, path: str | os.PathLike[str], names: Names = None) -> int:
         """Go on from the state in a file of `save_state` or `lowrank_jax.save_state`.
 
-        The rate and other numbers stay those of this optimizer. A scheduler is the caller's to set.
+        The rate and other numbers stay those of this optimizer. A scheduler is the caller's to set. CUDA graphs that
+        were captured before have to be captured again.
 
         Parameters
         ----------

@@ -29,6 +29,7 @@ class FrontendOptions(TypedDict, total=False):
     maximize: bool
     stochastic_rounding: bool
     foreach: bool
+    capturable: bool
     nonfinite: Nonfinite
     batch_dims: int
     transposed: bool

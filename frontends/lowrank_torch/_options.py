@@ -15,6 +15,7 @@ from lowrank_core.option_types import Nonfinite
 from lowrank_core.rules import options
 from lowrank_core.rules.options import NONFINITE, number_options, structural_options
 from lowrank_core.rules.rule import Rule
+from lowrank_torch._capturable import check_group
 from lowrank_torch._input import check_lr, plain_number
 from lowrank_torch._matrices import SHAPE_OPTIONS, check_shape_options
 
@@ -25,6 +26,7 @@ BOOKKEEPING = {"params", "param_names", "name", "initial_lr"}
 LATER_OPTIONS: Mapping[str, Any] = {
     "transposed": SHAPE_OPTIONS["transposed"],
     "nonfinite": "propagate",
+    "capturable": False,
     **options.LATER_OPTIONS,
 }
 
@@ -46,6 +48,7 @@ class StepOptions:
     maximize: bool = False
     stochastic_rounding: bool = False
     foreach: bool = True
+    capturable: bool = False
     nonfinite: Nonfinite = "propagate"
 
 
@@ -79,6 +82,8 @@ class GroupOptions:
         check_choice("stochastic_rounding", group["stochastic_rounding"], (False, True))
         check_choice("foreach", group["foreach"], (False, True))
         check_choice("nonfinite", group["nonfinite"], NONFINITE)
+        check_choice("capturable", group["capturable"], (False, True))
+        check_group(group)
         check_shape_options(group)
         self._check_numbers(group)
         check_number("eps", group["eps"], low=0)

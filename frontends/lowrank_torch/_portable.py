@@ -22,6 +22,7 @@ from lowrank_core.rules.portable import (
 )
 from lowrank_core.rules.rule import Rule
 from lowrank_core.rules.state import ArraySpec
+from lowrank_torch._capturable import count_of
 from lowrank_torch._matrices import matrix_shapes
 from lowrank_torch._names import parameter_name
 
@@ -48,6 +49,7 @@ class _Row(NamedTuple):
 
     parameter: Tensor
     stepped: Stepped
+    group: Mapping[str, Any]
 
     @property
     def full(self) -> bool:
@@ -106,7 +108,7 @@ def _rows(optimizer: Stateful, names: Names) -> list[_Row]:
             config = optimizer.check_options(group)
             shapes = matrix_shapes(parameter.shape, group)
             stepped = stepped_by_rule(name, optimizer.rule, config, shapes, dtype)
-        rows.append(_Row(parameter, stepped))
+        rows.append(_Row(parameter, stepped, group))
     return rows
 
 
@@ -128,12 +130,11 @@ def _entries(saved: Saved, row: _Row) -> dict[str, Any]:
     if not saved.arrays:
         return {}
     parameter = row.parameter.detach()
+    device = parameter.device
+    entries: dict[str, Any] = {"step": count_of(saved.step, row.group, device, full=row.full)}
     if not row.full:
-        device = parameter.device
         arrays = {name: array.to(device, copy=True) for name, array in saved.arrays.items()}
-        return {"step": saved.step, **arrays}
-    step = torch.tensor(float(saved.step), dtype=torch.float32, device="cpu")
-    entries: dict[str, Any] = {"step": step}
+        return entries | arrays
     for name, own in _ADAMW.items():
         array = saved.arrays[name]
         # In the parameter's own order in memory.

@@ -37,10 +37,18 @@ def takes_rows(
     fits: Any = stack.rule.fits_rows
     if torch.compiler.is_compiling() or any(m.projected is not None for m in stack.members):
         return False
+    if type(states[0].step) is not int and _draws(targets, states, stack):
+        return False
     axis = bound.step.layout.axis
     rows = (_as_rows(x, axis) for x in (gradients, targets))
     moments = (_moments_of(state, axis) for state in states)
     return all(map(ops.has_row_kernels, *rows, moments)) and fits(bound.step)
+
+
+def _draws(targets: Sequence[Tensor], states: Sequence[Any], stack: Stack) -> bool:
+    """Return whether anything is rounded at random, by keys that the kernels get as numbers of the host."""
+    narrow = stack.group["stochastic_rounding"] and targets[0].dtype != torch.float32
+    return narrow or states[0].first_moment.dtype != torch.float32
 
 
 def step_rows(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lowrank_torch._capturable import loaded_options
 from lowrank_torch._names import is_place_name
 from lowrank_torch._options import LATER_OPTIONS
 from lowrank_torch._places import plain_path
@@ -32,6 +33,7 @@ def as_own(groups: Sequence[Mapping[str, Any]], state_dict: Mapping[str, Any]) -
     for place, (group, saved) in enumerate(zip(groups, saved_groups, strict=False)):
         for option in LATER_OPTIONS.keys() & group.keys():
             saved.setdefault(option, LATER_OPTIONS[option])
+        saved |= loaded_options(saved, group)
         own = _names(group, place)
         given = _names(saved, place)
         # Names that are kept are the optimizer's own: it need not be of the model that was saved.

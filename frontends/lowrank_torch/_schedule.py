@@ -87,6 +87,10 @@ def grouped(
         # Counts that are compared become one for a graph compiler, whose code then lacks one that it only returns.
         parameter = member.parameter
         step = member.state.get("step", 0) if rule.step_dependent else 0
+        if isinstance(step, Tensor):
+            # Whether two counts of a device are equal the host cannot see.
+            stacks.append((plan, [member]))
+            continue
         given: Any = parameter.grad if member.projected is None else member.projected[0]
         kind = parameter.dtype, given.dtype, parameter.device, member.projected is None
         alike = open_stacks.setdefault((plan, *kind), [])

@@ -9,6 +9,7 @@ import torch
 
 from lowrank_core.layout import with_side_of
 from lowrank_core.rules.rule import Rule
+from lowrank_torch._capturable import count_of
 from lowrank_torch._plan import BoundMatrices, Member, Plan
 from lowrank_torch._sharding import Sharding, is_sharded, local_of
 
@@ -16,11 +17,11 @@ from lowrank_torch._sharding import Sharding, is_sharded, local_of
 def make_state(member: Member, plan: Plan, matrices: Sequence[BoundMatrices], rule: Rule) -> None:
     """Give a parameter the state before its first step."""
     parameter = member.parameter
-    entries: dict[str, Any] = {}
+    device = local_of(parameter).device
+    entries: dict[str, Any] = {"step": count_of(0, member.group, device, full=False)}
     for bound, shape in zip(matrices, plan.shard_shapes, strict=True):
         fitted, number = bound.step.config, bound.number
         place = {"stream": (member.stream << 8) + number} if rule.uses_rng else {}
-        device = local_of(parameter).device
         options = {"xp": torch, "dtype": parameter.dtype, "device": device, **place}
         made = rule.init(shape, fitted, **options)
         if plan.sharding is not None and "key" in bound.fields:
@@ -32,7 +33,7 @@ def make_state(member: Member, plan: Plan, matrices: Sequence[BoundMatrices], ru
             keys = rule.init(tuple(empty), with_side_of(fitted, axis), **options).key
             placements = bound.placements[bound.fields.index("key")]
             made = made._replace(key=local_of(placed(keys, plan.sharding, placements, "key")))
-        entries |= {"step": made.step} | entries_of(made, bound, plan.sharding)
+        entries |= entries_of(made, bound, plan.sharding)
     member.state.update(entries)
 
 

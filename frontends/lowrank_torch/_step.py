@@ -13,10 +13,10 @@ from lowrank_core.ops.standard import Ops
 from lowrank_core.rules.reductions import run
 from lowrank_core.rules.rule import Rule
 from lowrank_core.subspace.empty import as_chosen
-from lowrank_torch._apply import Dither, Write, apply_update
+from lowrank_torch._apply import Dither, Write, apply_update, rates_of
+from lowrank_torch._capturable import keeping
 from lowrank_torch._collectives import ShardedSteps, all_reduced
 from lowrank_torch._commit import ALL, Done, at_once, to_the_end
-from lowrank_torch._input import followed
 from lowrank_torch._matrices import as_matrices, from_matrices, matrix_views
 from lowrank_torch._parts import parts_of, rows_per_part, step_part, step_parts
 from lowrank_torch._plan import BoundMatrices, Plan
@@ -100,7 +100,7 @@ def _keep(stack: Stack, views: _Views, after: Sequence[Sequence[Any]], done: Don
         entries: dict[str, Any] = {"step": member.state["step"] + 1}
         for bound, states in zip(stack.matrices, after, strict=True):
             entries |= entries_of(states[place], bound, stack.plan.sharding)
-        calls.append(partial(member.state.update, entries))
+        calls += keeping(member.state, entries)
     at_once([*calls, partial(done.blocks.add, ALL)])
 
 
@@ -125,7 +125,7 @@ def _step_matrices(
         cut = parts[0].state_views
         return [after._replace(**{name: getattr(states[0], name) for name in cut})]
     before = stacked(states, matrix.layout.batch)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and not isinstance(before.step, Tensor):
         # The compiler would take a host number that goes through `math` for a constant, and compile every step anew.
         # A tensor it follows; whether to refresh is the one thing that two graphs are for. `int` keeps the number among
         # the graph's inputs: the counts of a stack were compared, and of those that are equal it keeps what is used.
@@ -167,8 +167,11 @@ def _due(stack: Stack, bound: BoundMatrices, states: Sequence[Any]) -> Any:
     """Return whether a step chooses columns: a host boolean, or booleans that say of which matrices.
 
     Whether there are matrices for which none were chosen yet is read until there are none, and not at every step: where
-    the numbers are a device's, the host waits for them.
+    the numbers are a device's, the host waits for them. Where the count is one of these every step makes a choice,
+    which stands for the matrices that it is due for.
     """
+    if isinstance(states[0].step, Tensor):
+        return stack.rule.due(states[0], bound.step)
     if bool(bound.step.config.refreshes(states[0].step + 1)):
         return True
     if bound.number in stack.decided or torch.compiler.is_compiling():
@@ -186,10 +189,7 @@ def _due(stack: Stack, bound: BoundMatrices, states: Sequence[Any]) -> Any:
 def _write_of(stack: Stack, number: int, done: Done, ops: Ops) -> Write:
     """Return how updates of stack ``number`` of matrices are written."""
     group = stack.group
-    lr, weight_decay = followed(group["lr"]), group["weight_decay"]
-    if group["maximize"]:
-        # Every rule is odd in the gradient, so going up is going down with the sign turned.
-        lr, weight_decay = -lr, -weight_decay
+    lr, weight_decay = rates_of(group)
     dithers: list[Dither | None] = [None] * len(stack.members)
     if group["stochastic_rounding"]:
         place = number << 24

@@ -30,7 +30,7 @@ class Trion(LowRankOptimizer):
     params
         Parameters, named parameters or groups; see `matrix_groups` for groups by role.
     lr
-        Learning rate: a number or a 0-d tensor.
+        Learning rate: a number or a 0-d tensor, as ``momentum``, ``weight_decay``, ``betas`` and ``eps`` may be.
     momentum
         As in `lowrank_core.TrionConfig`.
     weight_decay
@@ -43,13 +43,13 @@ class Trion(LowRankOptimizer):
         Replicas among whom the work and the state of parameters that each of them has are shared out, as under DDP; by
         default every replica does all of it.
     **options
-        Every other field of `lowrank_core.TrionConfig`, and the options of the frontend as in `DCTAdamW`. Each may also
-        be set in a group.
+        Every other field of `lowrank_core.TrionConfig`, and the options of the frontend as in `DCTAdamW`, among them
+        ``capturable``. Each may also be set in a group.
 
     Raises
     ------
-    TypeError, ValueError
-        For an unknown option or a bad value, before anything has changed.
+    NotImplementedError, TypeError, ValueError
+        For an unknown option, a bad value or parameters that cannot be stepped so, before anything has changed.
 
     References
     ----------

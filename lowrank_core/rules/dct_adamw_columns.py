@@ -73,7 +73,10 @@ def select(
     energy = state.energy
     if energy is not None and "l2" in norms:
         squares = total[norms.index("l2"), ...]
-        energy = update_energy(energy, squares, layout.rows, config.energy_decay)
+        mean = update_energy(energy, squares, layout.rows, config.energy_decay)
+        # Of a matrix that keeps its columns at this step, `energy_count` does not count the gradient.
+        counted = due is True or config.transforms_every_step
+        energy = mean if counted else ops.xp.where(due[..., None], mean, energy)
     chosen = _choose(total, energy, state, matrix, due) if refresh else _kept(state, matrix)
     indices, newcomers = chosen.indices, None
     if refresh and config.bias_correction == "gentle":

@@ -50,6 +50,11 @@ CASES: dict[str, Made] = {
         {"rank": 6, "stochastic_rounding": True},
         [{"shapes": [SMALL, (24,)], "dtype": torch.bfloat16}],
     ),
+    "capturable": (
+        DCTAdamW,
+        {"rank": 6, "capturable": True, "refresh_every": 3, "eps": torch.tensor(1e-8)},
+        [{"shapes": [SMALL, (24,)]}, {"shapes": [SMALL, (24,)], "dtype": torch.bfloat16}],
+    ),
     "transposed": (DCTAdamW, {"rank": 6}, [{"shapes": [SMALL], "transposed": True}]),
     "strange": (DCTAdamW, {"rank": 6}, [{"shapes": [(12, 6, 3, 3)], "strange": True}]),
     "trion": (Trion, {"rank": 6}, [{"shapes": [SMALL] * 2 + [(24,)]}]),

@@ -96,6 +96,23 @@ def test_each_matrix_of_a_stack_is_chosen_for_by_itself(xp, basis, refresh_every
             np.testing.assert_allclose(full[place], own, atol=1e-9)
 
 
+@pytest.mark.parametrize("options", [{"score_decay": 0.9}, {"bias_correction": "gentle"}], ids=str)
+def test_a_choice_for_one_matrix_counts_no_gradient_of_another(xp, options):
+    """Running energies are counted where columns are chosen, which for its neighbour is not now."""
+    config = lc.DCTAdamWConfig(
+        rank=RANK, refresh_every=3, residual="discard", side="right", **options
+    )
+    given = [normal(2, *SHAPE, seed=10 + step) for step in range(7)]
+    given[0][1] = 0.0
+    stacked = run(config, given, xp)
+    for place in range(2):
+        alone = run(config, [pair[place] for pair in given], xp)
+        for (both, all_), (one, own) in zip(stacked, alone, strict=True):
+            np.testing.assert_allclose(both[place], one, atol=1e-9)
+            energies = to_numpy(all_.energy)[place], to_numpy(own.energy)
+            np.testing.assert_allclose(*energies, atol=1e-9)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("basis", ["dct", "svd", "power"])
 @pytest.mark.parametrize("residual", ["discard", "sign", "normalized", "scaled"])

@@ -95,6 +95,7 @@ MISTAKES = [
     (with_option_in_jax, "refresh_evry", TypeError, "did you mean 'refresh_every'?"),
     (with_option_in_jax, "lr", TypeError, "one of PyTorch: use 'learning_rate'"),
     (with_option_in_jax, "betas", TypeError, "one of PyTorch: use 'b1' and 'b2'"),
+    (with_option_in_jax, "capturable", TypeError, "one of PyTorch: leave it out: under jax.jit"),
     *(
         (with_option_in_a_group, option, TypeError, f"group has no option '{option}', which is one")
         for option in IN_GROUPS
@@ -144,7 +145,7 @@ def test_no_option_that_is_known_is_called_foreign():
     for optimizer, known in ((DCTAdamW, {"lr", "betas"}), (Trion, {"lr", "momentum"})):
         defaults = optimizer(parameters((12, 8)), rank=4, lr=0.01).defaults
         assert known <= defaults.keys()
-        allowed = {"lr", "betas", "momentum", "scale", "differentiable"}
+        allowed = {"lr", "betas", "momentum", "scale", "differentiable", "capturable"}
         assert not FOREIGN.keys() & defaults.keys() - allowed
 
 

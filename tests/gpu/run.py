@@ -293,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     about |= {"date": time.strftime("%Y-%m-%d"), "versions": versions()}
     run.section("device", lambda: about)
     run.section("kernels beside float64", kernels, needs=60)
-    own = ["tests/gpu/test_on_gpu.py", "-m", "gpu"]
+    own = ["tests/gpu/test_on_gpu.py", "tests/gpu/test_graphs_on_gpu.py", "-m", "gpu"]
     run.section("graphs, waits, compiled steps", lambda: pytest_gpu("torch", own, 120), needs=60)
     for shape in SHAPES:
         label = f"{shape[0]} x {shape[1]}"

@@ -145,6 +145,7 @@ _GROUP = {
     "maximize": "boolean",
     "foreach": "boolean",
     "stochastic_rounding": "boolean",
+    "capturable": "boolean",
     "batch_dims": "stacked",
     "transposed": "boolean",
     "split_sizes": "split",

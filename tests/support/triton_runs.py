@@ -220,6 +220,9 @@ FAST: dict[str, Callable[[], dict[str, float]]] = {
     "rows 96 sign, high": partial(rows, 96, "sign", precision="high"),
     "rows 96 discard, bfloat16": partial(rows, 96, "discard", kinds=(BF16, BF16, WIDE[2])),
     "optimizer, the default on a stack": partial(optimizer, {}, count=2),
+    "optimizer, capturable": partial(
+        optimizer, {"residual": "discard", "refresh_every": 2, "capturable": True}
+    ),
     "optimizer, moments rounded at random": partial(
         optimizer, {"state_dtype": "bfloat16", "residual": "discard"}
     ),

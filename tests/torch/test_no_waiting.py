@@ -3,10 +3,8 @@
 import lowrank_torch
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from device_emulation import Watch
 
-# What gives the host a number, or an array whose size depends on numbers.
-WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique")
 CASES = {
     "defaults": (lowrank_torch.DCTAdamW, {}),
     "columns stay": (lowrank_torch.DCTAdamW, {"residual": "discard", "refresh_every": 50}),
@@ -20,19 +18,6 @@ CASES = {
     "trion": (lowrank_torch.Trion, {}),
     "trion in 8 bits": (lowrank_torch.Trion, {"momentum_bits": 8, "row_decay": 0.9}),
 }
-
-
-class Watch(TorchDispatchMode):
-    """Notes what gives the host numbers; under it, as on a GPU, no array is one that the host may read."""
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function.overloadpacket.__name__.startswith(WAITS):
-            self.found.append(str(function))
-        return function(*args, **(kwargs or {}))
 
 
 def stepped(kind, options):
