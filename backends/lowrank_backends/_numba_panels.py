@@ -50,12 +50,30 @@ def _stand(n, place):
 
 
 @compiled
-def read(rows, row, x, n):
-    """Read 16 rows into the panel ``x``, in Makhoul's order of samples."""
+def eight_added(rows, more, place, stride):
+    """Return what `eight` does of the sums with the numbers of ``more`` in the same places, if it has rows."""
+    if len(more) == 0:
+        return eight(rows, place, stride)
+    return transposed((
+        _added(rows, more, place), _added(rows, more, place + stride),
+        _added(rows, more, place + 2 * stride), _added(rows, more, place + 3 * stride),
+        _added(rows, more, place + 4 * stride), _added(rows, more, place + 5 * stride),
+        _added(rows, more, place + 6 * stride), _added(rows, more, place + 7 * stride),
+    ))  # fmt: skip
+
+
+@compiled
+def _added(rows, more, place):
+    return load(rows, place) + load(more, place)
+
+
+@compiled
+def read(rows, more, row, x, n):
+    """Read 16 rows, with those of ``more`` added if it has any, into the panel ``x`` in Makhoul's order."""
     for number in range(n // WIDTH * 2):
         place, half = tile(number, n)
         even, odd = _stand(n, place)
-        a, b, c, d, e, f, g, h = eight(rows, (row + half) * n + place, n)
+        a, b, c, d, e, f, g, h = eight_added(rows, more, (row + half) * n + place, n)
         store(x, even + half, a)
         store(x, odd + half, b)
         store(x, even + PANEL + half, c)
@@ -105,8 +123,11 @@ def put_at(x, offsets, k, half, vectors):
 
 @compiled
 def begin(rows, row, spare):
-    """Return an array and the row in it from which there are 16: those from ``row`` on, or a copy with zeros below."""
-    if row + PANEL <= len(rows):
+    """Return an array and the row in it from which there are 16: those from ``row`` on, or a copy with zeros below.
+
+    An array without rows stands for none, and is returned as it is.
+    """
+    if len(rows) == 0 or row + PANEL <= len(rows):
         return rows, row
     spare[:] = 0
     spare[: len(rows) - row] = rows[row:]

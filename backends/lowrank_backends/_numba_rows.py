@@ -22,7 +22,7 @@ def dct_rows(rows, out, entries):
     spare = np.empty((PANEL, n), np.float32)
     for row in range(0, len(rows), PANEL):
         source, first = begin(rows, row, spare)
-        read(source, first, x, n)
+        read(source, source[:0], first, x, n)
         dct(x, tables)
         target, first = begin(out, row, spare)
         for half in range(0, PANEL, WIDTH):
@@ -51,14 +51,17 @@ def idct_rows(rows, out, entries):
 
 
 @compiled
-def dct_sums(rows, out, entries, absolute):
-    """Write the sums over columns of the squares, or magnitudes, of the DCT of ``rows`` to ``out`` ``(n,)``."""
+def dct_sums(rows, more, out, entries, absolute):
+    """Write the sums over columns of the squares, or magnitudes, of the DCT of ``rows`` to ``out`` ``(n,)``.
+
+    ``more`` is added to the rows first, if it has any.
+    """
     tables = Tables(*entries)
-    x, spare = np.empty(tables.n * PANEL, np.float32), np.empty((PANEL, tables.n), np.float32)
+    x, spare = np.empty(tables.n * PANEL, np.float32), np.empty((2, PANEL, tables.n), np.float32)
     sums = np.zeros(tables.n * WIDTH, np.float32)
     for row in range(0, len(rows), PANEL):
-        source, first = begin(rows, row, spare)
-        read(source, first, x, tables.n)
+        (source, first), (added, _) = begin(rows, row, spare[0]), begin(more, row, spare[1])
+        read(source, added, first, x, tables.n)
         dct_summed(x, tables, sums, absolute)
     for k in range(tables.n):
         place = tables.place[k] // PANEL * WIDTH

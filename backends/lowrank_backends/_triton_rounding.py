@@ -43,3 +43,12 @@ def narrow(x, kind: tl.constexpr, key, index, RANDOM: tl.constexpr):
     else:
         result = x.to(kind)
     return result
+
+
+@triton.jit
+def store_row(x, start, q, n: tl.constexpr, even, odd, mask, key, drawn, RANDOM: tl.constexpr):
+    """Write the two tiles of samples of a row, as `load_row` reads them; draws are numbered from ``drawn`` on."""
+    kind: tl.constexpr = x.dtype.element_ty
+    back = (n - 1) - 2 * q
+    tl.store(x + start + 2 * q, narrow(even, kind, key, drawn + 2 * q, RANDOM), mask=mask)
+    tl.store(x + start + back, narrow(odd, kind, key, drawn + back, RANDOM), mask=mask)
