@@ -98,6 +98,12 @@ def lift_rows(
         mo -= share * odd
         store_row(momentum, far * m_row, q, n, me, mo, mask, momentum_key, drawn, True)
 
+        # Anew, so that nothing of the first lift is held in registers for the second.
+        z = z + zero
+        q, inside, first = tile_places(z, N2, H, P1, P2)
+        mask = within(inside, q, row, rows)
+        tile = (tl.arange(0, P1)[:, None] + z) * P2 + tl.arange(0, P2)[None, :]
+        half = tl.where(q == 0, 0.7071067811865476, 1.0)
         a = _placed(update + there * count, tl.load(by_slot + tile), mask)
         b = _placed(update + there * count, tl.load(by_slot + TILE + tile), mask)
         even, odd = inverse(a * half, b, outer, inner, phases, first, z, P1, P2, SPLIT)
