@@ -1,9 +1,10 @@
 """How many times fused AdamW's time a step on one large matrix takes on a CPU, with Numba's panels and without.
 
-    python tests/benchmarks/cpu_step.py [--size 4096] [--threads 1] [--rounds 9]
+    python tests/benchmarks/cpu_step.py [--size 4096] [--threads 1] [--rounds 9] [--only Trion]
 
 All take turns in one process. Shown are the medians over the rounds of their ratios to AdamW's step, of the process's
-CPU time and of the time on the wall, and the same of the transform beside PyTorch's real FFT, written to memory.
+CPU time and of the time on the wall, and the same of the transform beside PyTorch's real FFT, written to memory. With
+``--only`` those take turns whose names begin so.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ def bare_fft(x: Tensor, out: Tensor) -> None:
         target.copy_(torch.fft.rfft(source))
 
 
-def cases(size: int) -> dict[str, Callable[[], object]]:
-    """Return what takes turns, by name."""
+def cases(size: int, only: str = "") -> dict[str, Callable[[], object]]:
+    """Return what takes turns, by name: of the optimizers AdamW, and those whose names begin with ``only``."""
     turns: dict[str, Callable[[], object]] = {
         "AdamW": torch.optim.AdamW([matrix(size)], lr=RATE, fused=True).step
     }
@@ -78,6 +79,8 @@ def cases(size: int) -> dict[str, Callable[[], object]]:
             lambda own: lowrank_torch.Trion([matrix(size)], lr=RATE, rank=own), rank
         )
     for name, make in makers.items():
+        if not name.startswith(only):
+            continue
         turns[name] = make().step
         turns[name + WITHOUT] = without_panels(make().step)
     x = torch.randn(size, size)
@@ -94,9 +97,10 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=4096)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--only", default="")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    turns = cases(given.size)
+    turns = cases(given.size, given.only)
     taken = take_turns(turns, given.rounds)
     panels = (
         "there" if _torch_panels.launches_for(torch.ones(given.size, given.size)) else "not there"
