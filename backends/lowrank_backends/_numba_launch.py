@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowrank_backends import _numba_rows, _numba_step
+from lowrank_backends import _numba_lift, _numba_rows, _numba_step
 from lowrank_backends._numba_tables import PANEL, Tables, factors, tables
 from lowrank_backends._torch_memory import empty
 from lowrank_backends._torch_threads import for_each
+from lowrank_core.ops.lifts import RowLift
 from lowrank_core.ops.rows import ROW_RESTS, RowMoments, RowStep, RowWrite
 
-__all__ = ["dct", "dct_sums", "factors", "idct", "step_rows"]
+__all__ = ["dct", "dct_columns", "dct_sums", "factors", "idct", "lift_rows", "step_rows"]
 
 # Numbers in the rows of one call: enough that it costs nothing beside them, few enough that threads have their share.
 _CALL = 2**19
@@ -61,22 +62,66 @@ def idct(coefficients: Tensor) -> Tensor:
     return _transform(_numba_rows.idct_rows, coefficients)
 
 
-def dct_sums(x: Tensor, norms: Sequence[str]) -> Tensor:
-    """Return the sums over the columns of the DCT of rows ``(m, n)``: ``(norms, n)``, float32.
+def dct_sums(x: Tensor, norms: Sequence[str], plus: Tensor | None = None) -> Tensor:
+    """Return the sums over the columns of the DCT of rows ``(m, n)``, ``plus`` added: ``(norms, n)``, float32.
 
     Each norm is one pass over ``x``. The sums are the same with any number of threads.
     """
     across, ranges, held = lies_across(x), _ranges(*x.shape), tuple(tables(x.shape[-1]))
     parts = np.empty((len(norms), len(ranges), x.shape[-1]), np.float32)
-    source = _rows(x, across)
+    source, more = _pair(x, plus, across)
 
     def work(item: tuple[int, int]) -> None:
         norm, place = item
         own, out = ranges[place], parts[norm, place]
-        _numba_rows.dct_sums(source, out, own.start, own.stop, across, held, norms[norm] == "l1")
+        absolute = norms[norm] == "l1"
+        _numba_rows.dct_sums(source, more, out, own.start, own.stop, across, held, absolute)
 
     for_each(work, list(np.ndindex(len(norms), len(ranges))))
     return torch.from_numpy(parts.sum(1))
+
+
+def dct_columns(x: Tensor, indices: Tensor, plus: Tensor | None = None) -> Tensor:
+    """Return the columns ``indices`` of the DCT of rows ``(m, n)``, ``plus`` added: ``(m, r)``, in one pass."""
+    across, held, rank = lies_across(x), tables(x.shape[-1]), len(indices)
+    slots, (source, more) = _slots(indices, held), _pair(x, plus, across)
+    out = empty((rank, len(x)), x.dtype).mT if across else empty((len(x), rank), x.dtype)
+    target = _rows(out, across)
+
+    def work(own: slice) -> None:
+        given = (own.start, own.stop, across, slots, tuple(held))
+        _numba_lift.dct_columns(source, more, target, *given)
+
+    for_each(work, _ranges(*x.shape))
+    return out
+
+
+def lift_rows(
+    parameter: Tensor, gradient: Tensor, momentum: Tensor, job: RowLift, write: RowWrite
+) -> None:
+    """Do what `lowrank_core.StandardOps.lift_rows` does on ``(m, n)``, in place, in one pass."""
+    across, held = lies_across(gradient), tables(gradient.shape[-1])
+    low = (_numbers((x.mT if across else x).contiguous()) for x in (job.coefficients, job.update))
+    arrays = [*(_rows(x, across) for x in (parameter, momentum, gradient)), *low]
+    lr = float(write.lr)
+    how = (_slots(job.indices, held), *_floats(job.share, 1 - lr * write.weight_decay, lr))
+
+    def work(rows: slice) -> None:
+        given = (*arrays, rows.start, rows.stop, across, *how, tuple(held))
+        write.once(rows.start, partial(_numba_lift.lift_rows, *given))
+
+    for_each(work, _ranges(*gradient.shape))
+
+
+def _pair(x: Tensor, plus: Tensor | None, across: bool) -> tuple[Any, Any]:
+    """Return the numbers of two matrices, of the second no rows where there is none."""
+    source = _rows(x, across)
+    return source, source[:0] if plus is None else _rows(plus, across)
+
+
+def _slots(indices: Tensor, held: Tables) -> Any:
+    """Return the offsets of columns in a panel."""
+    return held.place[_numbers(indices)]
 
 
 def step_rows(
@@ -100,7 +145,7 @@ def step_rows(
 
 
 def _job(job: RowStep, factored: bool, write: RowWrite, held: Tables) -> _numba_step.Job:
-    slots = held.place[_numbers(job.indices)]
+    slots = _slots(job.indices, held)
     rank = len(slots)
     before = np.arange(rank) if job.before is None else _numbers(job.before).astype(np.int64)
     column = np.zeros(held.n, np.float32)

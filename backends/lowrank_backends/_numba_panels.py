@@ -57,16 +57,39 @@ def _stand(n, place):
 
 
 @compiled
-def read(rows, row, x, n, across):
-    """Read 16 rows into the panel ``x``, in Makhoul's order of samples."""
+def eight_added(rows, more, place, stride):
+    """Return what `eight` does of the sums with the numbers of ``more`` in the same places, if it has rows."""
+    if len(more) == 0:
+        return eight(rows, place, stride)
+    return transposed((
+        _added(rows, more, place), _added(rows, more, place + stride),
+        _added(rows, more, place + 2 * stride), _added(rows, more, place + 3 * stride),
+        _added(rows, more, place + 4 * stride), _added(rows, more, place + 5 * stride),
+        _added(rows, more, place + 6 * stride), _added(rows, more, place + 7 * stride),
+    ))  # fmt: skip
+
+
+@compiled
+def _added(rows, more, place):
+    return load(rows, place) + load(more, place)
+
+
+@compiled
+def read(rows, more, row, x, n, across):
+    """Read 16 rows, with those of ``more`` added if it has any, into the panel ``x`` in Makhoul's order."""
     if across:
-        for place in range(n):
-            copy(rows, place * rows.shape[1] + row, x, sample(n, place))
+        for k in range(n):
+            place, own = k * rows.shape[1] + row, sample(n, k)
+            if len(more) == 0:
+                copy(rows, place, x, own)
+            else:
+                store(x, own, _added(rows, more, place))
+                store(x, own + WIDTH, _added(rows, more, place + WIDTH))
         return
     for number in range(n // WIDTH * 2):
         place, half = tile(number, n)
         even, odd = _stand(n, place)
-        a, b, c, d, e, f, g, h = eight(rows, (row + half) * n + place, n)
+        a, b, c, d, e, f, g, h = eight_added(rows, more, (row + half) * n + place, n)
         store(x, even + half, a)
         store(x, odd + half, b)
         store(x, even + PANEL + half, c)
@@ -136,8 +159,11 @@ def spare_rows(n, across):
 
 @compiled
 def begin(rows, row, stop, spare, across):
-    """Return an array and the row in it from which there are 16: those from ``row`` on, or a copy with zeros below."""
-    if row + PANEL <= stop:
+    """Return an array and the row in it from which there are 16: those from ``row`` on, or a copy with zeros below.
+
+    An array without rows stands for none, and is returned as it is.
+    """
+    if len(rows) == 0 or row + PANEL <= stop:
         return rows, row
     spare[:] = 0
     if across:

@@ -35,7 +35,7 @@ def dct_rows(rows, out, start, stop, across, entries):
     spare = spare_rows(n, across)
     for row in range(start, stop, PANEL):
         source, first = begin(rows, row, stop, spare, across)
-        read(source, first, x, n, across)
+        read(source, source[:0], first, x, n, across)
         dct(x, tables)
         target, first = begin(out, row, stop, spare, across)
         if across:
@@ -76,15 +76,23 @@ def idct_rows(rows, out, start, stop, across, entries):
 
 
 @compiled
-def dct_sums(rows, out, start, stop, across, entries, absolute):
-    """Write the sums over columns of the squares, or magnitudes, of the DCT of ``rows`` to ``out`` ``(n,)``."""
+def dct_sums(rows, more, out, start, stop, across, entries, absolute):
+    """Write the sums over columns of the squares, or magnitudes, of the DCT of ``rows`` to ``out`` ``(n,)``.
+
+    ``more`` is added to the rows first, if it has any.
+    """
     tables = Tables(*entries)
-    x, spare = np.empty(tables.n * PANEL, np.float32), spare_rows(tables.n, across)
-    sums = np.zeros(tables.n * WIDTH, np.float32)
+    n, x, sums = (
+        tables.n,
+        np.empty(tables.n * PANEL, np.float32),
+        np.zeros(tables.n * WIDTH, np.float32),
+    )
+    spare, spare_more = spare_rows(n, across), spare_rows(n, across)
     for row in range(start, stop, PANEL):
         source, first = begin(rows, row, stop, spare, across)
-        read(source, first, x, tables.n, across)
+        added, _ = begin(more, row, stop, spare_more, across)
+        read(source, added, first, x, n, across)
         dct_summed(x, tables, sums, absolute)
-    for k in range(tables.n):
+    for k in range(n):
         place = tables.place[k] // PANEL * WIDTH
         out[k] = sums[place : place + WIDTH].sum()

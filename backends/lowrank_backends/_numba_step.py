@@ -11,18 +11,9 @@ import numpy as np
 
 from lowrank_backends._numba_dct import compiled, dct, idct
 from lowrank_backends._numba_lanes import WIDTH, if_positive, load, splat, sqrt, store
-from lowrank_backends._numba_panels import (
-    begin,
-    eight,
-    end,
-    put_eight,
-    read,
-    sample,
-    samples,
-    spare_rows,
-    tile,
-)
+from lowrank_backends._numba_panels import begin, eight, end, put_eight, read, spare_rows
 from lowrank_backends._numba_tables import PANEL, Tables
+from lowrank_backends._numba_write import write, writing
 
 #: What becomes of the other coefficients, by number.
 DISCARD, SIGN, NORMALIZED, BOUNDED = range(4)
@@ -67,10 +58,10 @@ def step_rows(w, g, first, second, energy, start, stop, across, asked, entries):
     left = np.empty(n * PANEL if job.rest == SIGN else 0, np.float32)
     old, new = np.empty((2, rank * WIDTH), np.float32), np.empty((2, rank * WIDTH), np.float32)
     spare1, spare2 = spare_rows(rank, across), spare_rows(rank, across)
-    root = np.zeros(PANEL, np.float32)
+    root, none, near = np.zeros(PANEL, np.float32), g[:0], writing()
     for row in range(start, stop, PANEL):
         source, top = begin(g, row, stop, spare, across)
-        read(source, top, x, n, across)
+        read(source, none, top, x, n, across)
         dct(x, tables)
         if job.factored:
             _roots(x, energy, row, stop, job, root)
@@ -98,10 +89,10 @@ def step_rows(w, g, first, second, energy, start, stop, across, asked, entries):
         target, top = begin(w, row, stop, spare, across)
         if job.rest == SIGN:
             idct(left, tables)
-            _write(target, top, left, job.keep, job.lr * job.scale, True, n, across)
+            write(target, none, top, left, job.keep, job.lr * job.scale, True, near, across)
         idct(x, tables)
         keep = np.float32(1) if job.rest == SIGN else job.keep
-        _write(target, top, x, keep, job.lr, False, n, across)
+        write(target, none, top, x, keep, job.lr, False, near, across)
         end(w, row, stop, spare, across)
 
 
@@ -190,39 +181,3 @@ def _others(x, root, half, job):
             # Without an `eps`, where a row is all zeros so is its root.
             ratio = load(x, place) / if_positive(divisor, divisor, one)
             store(x, place, ratio * job.scale / sqrt(ratio * ratio + one))
-
-
-@compiled
-def _write(w, row, x, keep, lr, signs, n, across):
-    """Move 16 rows by the samples of a panel times ``-lr``, or by their signs."""
-    if across:
-        for place in range(n):
-            first, own = place * w.shape[1] + row, sample(n, place)
-            for half in range(0, PANEL, WIDTH):
-                moved = _moved(w, first + half, load(x, own + half), keep, lr, signs)
-                store(w, first + half, moved)
-        return
-    for number in range(n // WIDTH * 2):
-        place, half = tile(number, n)
-        a, b, c, d, e, f, g, h = samples(x, place, half, n)
-        first = (row + half) * n + place
-        # All eight are read before one is written: to the processor rows a power of two apart look like the same place.
-        moved = (
-            _moved(w, first, a, keep, lr, signs),
-            _moved(w, first + n, b, keep, lr, signs),
-            _moved(w, first + 2 * n, c, keep, lr, signs),
-            _moved(w, first + 3 * n, d, keep, lr, signs),
-            _moved(w, first + 4 * n, e, keep, lr, signs),
-            _moved(w, first + 5 * n, f, keep, lr, signs),
-            _moved(w, first + 6 * n, g, keep, lr, signs),
-            _moved(w, first + 7 * n, h, keep, lr, signs),
-        )
-        put_eight(w, first, n, moved)
-
-
-@compiled
-def _moved(w, place, update, keep, lr, signs):
-    if signs:
-        one, zero = splat(np.float32(1)), splat(np.float32(0))
-        update = if_positive(update, one, if_positive(zero - update, zero - one, zero))
-    return load(w, place) * keep - update * lr

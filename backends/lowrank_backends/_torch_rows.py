@@ -1,4 +1,4 @@
-"""Which PyTorch matrices the Triton kernels of DCT-AdamW take; Triton is imported when there is the first of them.
+"""Which PyTorch matrices the Triton kernels take; Triton is imported when there is the first of them.
 
 On a GPU they take some where the environment variable ``LOWRANK_KERNELS`` is 1 alone: no GPU has run them yet.
 """
@@ -51,18 +51,22 @@ def run_on(device: torch.device) -> bool:
     return _interpreted or (device.type == "cuda" and _are_wanted() and _has_kernels(device))
 
 
-def takes(gradient: Tensor, parameter: Tensor) -> bool:
-    """Return whether the kernels take a gradient and the parameter that is stepped by it.
+def takes(gradient: Tensor, parameter: Tensor, *state: Tensor | None) -> bool:
+    """Return whether the kernels take a gradient, the parameter that is stepped by it, and the state of its rows.
 
     Matrices ``(m, n)`` or ``(k, m, n)`` of float32 or bfloat16 with contiguous rows, of a length that is a product of
-    two factors that tables hold, on a GPU that Triton compiles for.
+    two factors that tables hold, on a GPU that Triton compiles for. Of state, what is as large is one of them.
     """
-    if gradient.shape != parameter.shape or not all(map(_is_takeable, (gradient, parameter))):
+    whole = [own for own in state if own is not None and own.shape == gradient.shape]
+    if gradient.shape != parameter.shape:
+        return False
+    if not all(map(_is_takeable, (gradient, parameter, *whole))):
         return False
     cut = factors(gradient.shape[-1])
     if cut is None or _interpreted:
         return cut is not None
-    return holds(cut, splits(gradient), _capability(gradient.device))
+    split = any(map(splits, (gradient, *whole)))
+    return holds(cut, split, _capability(gradient.device))
 
 
 def _is_takeable(x: Tensor) -> bool:

@@ -34,6 +34,17 @@ def load_row(x, start, q, n: tl.constexpr, mask):
 
 
 @triton.jit
+def load_sum(x, start, more, more_start, q, n: tl.constexpr, mask, ADDED: tl.constexpr):
+    """Return what `load_row` does, of the row of ``x`` and, if it is ``ADDED``, of that of ``more``, added up."""
+    even, odd = load_row(x, start, q, n, mask)
+    if ADDED:
+        more_even, more_odd = load_row(more, more_start, q, n, mask)
+        even += more_even
+        odd += more_odd
+    return even, odd
+
+
+@triton.jit
 def _table(base, place, zero, P: tl.constexpr, Q: tl.constexpr):
     """Return one ``(P, Q)`` table of those at ``base``.
 

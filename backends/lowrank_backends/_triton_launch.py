@@ -1,4 +1,4 @@
-"""DCT-AdamW's two passes over memory on CUDA: which matrices they take, and the launches of the Triton kernels.
+"""Passes over memory on CUDA: the launches of the Triton kernels of DCT-AdamW and Trion.
 
 Importing this module compiles nothing: a kernel is compiled when it is first launched, and Triton keeps it on disk.
 Nothing here waits for the device, and everything runs on the current stream. Importing needs Triton.
@@ -19,16 +19,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lowrank_backends._triton_lift import chosen_columns as columns_kernel
+from lowrank_backends._triton_lift import lift_rows as lift_kernel
 from lowrank_backends._triton_rows import step_rows as rows_kernel
 from lowrank_backends._triton_sums import column_sums as sums_kernel
 from lowrank_backends._triton_tables import Factors, factors, padded, slots_of, splits, tables
 from lowrank_core.numerics.random import fold
+from lowrank_core.ops.lifts import RowLift
 from lowrank_core.ops.rows import RowMoments, RowStep, RowWrite
 
 #: Warps that a multiprocessor has room for, by the registers of a thread in the compiler's report. Not measured.
 RESIDENT_WARPS = 16
-# The salts of `lowrank_core.rules.state`: which moment of a step is rounded.
-_FIRST, _SECOND = 1, 2
+# The salts of `lowrank_core.rules.state`: which array of a step is rounded.
+_FIRST, _SECOND, _MOMENTUM = 1, 2, 3
 _NO_KEY = 0
 
 
@@ -55,9 +58,9 @@ def _grid(x: Tensor, cut: Factors) -> tuple[tuple[int, int], int]:
     return (-(-rows // each), matrices), each
 
 
-def _constants(cut: Factors, x: Tensor) -> dict[str, Any]:
+def _constants(cut: Factors, split: bool) -> dict[str, Any]:
     return {
-        "n": cut.n, "N1": cut.n1, "N2": cut.n2, "P1": cut.p1, "P2": cut.p2, "SPLIT": splits(x),
+        "n": cut.n, "N1": cut.n1, "N2": cut.n2, "P1": cut.p1, "P2": cut.p2, "SPLIT": split,
         # Triton's default, said so that a change of it changes nothing here.
         "num_warps": cut.warps, "maxnreg": cut.registers, "num_stages": 1, "enable_fp_fusion": True,
     }  # fmt: skip
@@ -68,23 +71,76 @@ def _stack(x: Tensor) -> Tensor:
     return x[None] if x.ndim == 2 else x
 
 
-def dct_sums(x: Tensor, norms: Sequence[str]) -> Tensor:
+def dct_sums(x: Tensor, norms: Sequence[str], plus: Tensor | None = None) -> Tensor:
     """Return the sums over the columns of the DCT of rows ``(k, m, n)`` or ``(m, n)``: ``(norms, k, n)``, float32.
 
-    Each norm is one pass over ``x``. The same sums to the bit on every run on the same device.
+    ``plus`` is added to ``x``, and each norm is one pass over both. The same sums to the bit on every run on the same
+    device.
     """
-    stack, cut = _stack(x), _cut(x)
+    stack, cut, split = _stack(x), _cut(x), splits(x, plus)
+    more = stack if plus is None else _stack(plus)
     grid, each = _grid(stack, cut)
-    held = tables(cut, splits(x), x.device)
+    held = tables(cut, split, x.device)
     sums = []
     for norm in norms:
         part = torch.empty(grid[1], grid[0], cut.n, dtype=torch.float32, device=x.device)
         sums_kernel[grid](
-            stack, part, *held, stack.shape[1], each, stack.stride(1), stack.stride(0), 0,
-            ABSOLUTE=norm == "l1", **_constants(cut, x),
+            stack, more, part, *held, stack.shape[1], each, *_strides(stack), *_strides(more), 0,
+            ABSOLUTE=norm == "l1", ADDED=plus is not None, **_constants(cut, split),
         )  # fmt: skip
         sums.append(part.sum(1))
     return torch.stack(sums).view(len(sums), *x.shape[:-2], cut.n)
+
+
+def _strides(stack: Tensor) -> tuple[int, int]:
+    """Return how far apart rows are in memory, and matrices."""
+    return stack.stride(1), stack.stride(0)
+
+
+def dct_columns(x: Tensor, indices: Tensor, plus: Tensor | None = None) -> Tensor:
+    """Return the columns ``indices`` of the DCT of rows ``(k, m, n)`` or ``(m, n)``, ``plus`` added, in one pass."""
+    stack, cut, split = _stack(x), _cut(x), splits(x, plus)
+    more = stack if plus is None else _stack(plus)
+    grid, each = _grid(stack, cut)
+    rank = indices.shape[-1]
+    slot = slots_of(cut, x.device)[indices.reshape(-1).long()].to(torch.int32)
+    made = partial(torch.empty, dtype=torch.float32, device=x.device)
+    out, scratch = made(*x.shape[:-1], rank), made(grid[0] * grid[1] * cut.slots)
+    columns_kernel[grid](
+        stack, more, out, scratch, slot, *tables(cut, split, x.device), stack.shape[1], each,
+        *_strides(stack), *_strides(more), rank, 0,
+        PR=padded(rank), ADDED=plus is not None, **_constants(cut, split),
+    )  # fmt: skip
+    return out
+
+
+def lift_rows(
+    parameter: Tensor, gradient: Tensor, momentum: Tensor, job: RowLift, write: RowWrite
+) -> None:
+    """Do what `lowrank_core.StandardOps.lift_rows` does on ``(k, m, n)`` or ``(m, n)``, in place, in one pass."""
+    write.once(0, partial(_lift_rows, parameter, gradient, momentum, job, write))
+
+
+def _lift_rows(
+    parameter: Tensor, gradient: Tensor, momentum: Tensor, job: RowLift, write: RowWrite
+) -> None:
+    stacks = stack, target, held = tuple(map(_stack, (gradient, parameter, momentum)))
+    cut, split = _cut(gradient), splits(gradient, momentum)
+    grid, each = _grid(stack, cut)
+    rank = job.indices.shape[-1]
+    slot = slots_of(cut, gradient.device)[job.indices.reshape(len(stack), rank).long()]
+    places = torch.arange(rank, dtype=torch.int32, device=gradient.device)
+    position = torch.full((len(stack), cut.slots), -1, dtype=torch.int32, device=gradient.device)
+    position.scatter_(1, slot, places.expand(slot.shape))
+    lift_kernel[grid](
+        stack, target, held, job.coefficients.contiguous(), job.update.contiguous(), position,
+        *tables(cut, split, gradient.device), stack.shape[1], each,
+        *(stride for own in stacks for stride in _strides(own)), rank, 0,
+        write.lr, write.weight_decay, job.share, _state_key(momentum, _MOMENTUM, job.step),
+        _NO_KEY if write.key is None else write.key, RANDOM=write.key is not None,
+        RATE_AT=isinstance(write.lr, Tensor), DECAY_AT=isinstance(write.weight_decay, Tensor),
+        **_constants(cut, split),
+    )  # fmt: skip
 
 
 def step_rows(
@@ -98,6 +154,7 @@ def _step_rows(
     parameter: Tensor, gradient: Tensor, moments: RowMoments, job: RowStep, write: RowWrite
 ) -> None:
     stack, target, cut = _stack(gradient), _stack(parameter), _cut(gradient)
+    split = splits(gradient)
     grid, each = _grid(stack, cut)
     slot, column = _by_slot(job, cut, stack.shape[0])
     parts = 4 if job.rest == "sign" else 2
@@ -110,15 +167,15 @@ def _step_rows(
         stack, target, first, first if second is None else second, first if rows is None else rows,
         scratch, slot, slot if job.before is None else job.before, job.eps,
         job.eps if job.shares is None else job.shares, column, job.scale,
-        *tables(cut, splits(gradient), gradient.device), stack.shape[1], each,
-        stack.stride(1), stack.stride(0), target.stride(1), target.stride(0), rank, 0,
+        *tables(cut, split, gradient.device), stack.shape[1], each,
+        *_strides(stack), *_strides(target), rank, 0,
         write.lr, write.weight_decay, *weights, *job.betas, job.decay, job.plain_eps,
-        _moment_key(first, _FIRST, job.step), _moment_key(first, _SECOND, job.step),
+        _state_key(first, _FIRST, job.step), _state_key(first, _SECOND, job.step),
         _NO_KEY if write.key is None else write.key,
         PR=padded(rank), REST=job.rest, FACTORED=second is None, MOVED=job.before is not None,
         RANDOM=write.key is not None, RATE_AT=isinstance(write.lr, Tensor),
         DECAY_AT=isinstance(write.weight_decay, Tensor), WEIGHTS_AT=isinstance(weights[0], Tensor),
-        **_constants(cut, gradient),
+        **_constants(cut, split),
     )  # fmt: skip
 
 
@@ -140,9 +197,9 @@ def _by_slot(job: RowStep, cut: Factors, matrices: int) -> tuple[Tensor, Tensor]
     return slot.to(torch.int32), column
 
 
-def _moment_key(moment: Tensor, salt: int, step: int) -> int:
-    """Return the key of the draws that round a narrow moment: that of `lowrank_core.numerics.rounding.store`."""
-    if moment.dtype == torch.float32:
+def _state_key(array: Tensor, salt: int, step: int) -> int:
+    """Return the key of the draws that round a narrow array of state: of `lowrank_core.numerics.rounding.store`."""
+    if array.dtype == torch.float32:
         return _NO_KEY
     key: Any = torch.full((1,), salt, dtype=torch.int32, device="cpu")
     return int(fold(key, step))

@@ -43,3 +43,14 @@ def narrow(x, kind: tl.constexpr, key, index, RANDOM: tl.constexpr):
     else:
         result = x.to(kind)
     return result
+
+
+@triton.jit
+def store_row(x, start, q, n: tl.constexpr, even, odd, mask, key, drawn, RANDOM: tl.constexpr):
+    """Write the two tiles of samples of a row, as `load_row` reads them; draws are numbered from ``drawn`` on."""
+    kind: tl.constexpr = x.dtype.element_ty
+    # Places are said as `load_row` says them: the compiler then holds them in registers once.
+    to_even = x + start + 2 * q
+    to_odd = x + start + (n - 1) - 2 * q
+    tl.store(to_even, narrow(even, kind, key, drawn + 2 * q, RANDOM), mask=mask)
+    tl.store(to_odd, narrow(odd, kind, key, drawn + (n - 1) - 2 * q, RANDOM), mask=mask)

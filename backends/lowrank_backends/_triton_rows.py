@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from lowrank_backends._triton_dct import forward, inverse, load_row, tile_places, within
-from lowrank_backends._triton_rounding import narrow, number
+from lowrank_backends._triton_rounding import narrow, number, store_row
 
 
 @triton.jit
@@ -139,14 +139,10 @@ def step_rows(
         if REST == "sign":
             even += tl.load(own + 2 * TILE + tile)
             odd += tl.load(own + 3 * TILE + tile)
-        to_even = target + row.to(tl.int64) * w_row + 2 * q
-        to_odd = target + row.to(tl.int64) * w_row + ((n - 1) - 2 * q)
-        kind: tl.constexpr = w.dtype.element_ty
-        drawn_w = (there * n).to(tl.int32) + 2 * q
-        we = tl.load(to_even, mask=mask, other=0.0).to(tl.float32) * keep - lr * even
-        wo = tl.load(to_odd, mask=mask, other=0.0).to(tl.float32) * keep - lr * odd
-        tl.store(to_even, narrow(we, kind, key, drawn_w, RANDOM), mask=mask)
-        drawn_w = (there * n).to(tl.int32) + ((n - 1) - 2 * q)
-        tl.store(to_odd, narrow(wo, kind, key, drawn_w, RANDOM), mask=mask)
+        to = row.to(tl.int64) * w_row
+        we, wo = load_row(target, to, q, n, mask)
+        we = we * keep - lr * even
+        wo = wo * keep - lr * odd
+        store_row(target, to, q, n, we, wo, mask, key, (there * n).to(tl.int32), RANDOM)
         # The next row's coefficients go where this one's are read.
         tl.debug_barrier()

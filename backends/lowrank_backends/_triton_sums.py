@@ -3,24 +3,26 @@
 import triton
 import triton.language as tl
 
-from lowrank_backends._triton_dct import forward, load_row, tile_places, within
+from lowrank_backends._triton_dct import forward, load_sum, tile_places, within
 
 
 @triton.jit
 def column_sums(
-    x, part, outer, inner, phases, rows, each, row_stride, matrix_stride, zero,
+    x, more, part, outer, inner, phases, rows, each, row_stride, matrix_stride, more_row, more_matrix,
+    zero,
     n: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr,
-    ABSOLUTE: tl.constexpr, SPLIT: tl.constexpr,
+    ABSOLUTE: tl.constexpr, ADDED: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """Write to ``part[matrix, program]`` the sums over its rows of ``S^2`` (or ``|S|``), by coefficient.
 
-    ``x`` is read once. A program does ``each`` rows, and its sums are its own: added up in one order, they are the same
-    to the bit on every run.
+    ``x`` is read once, and so is ``more``, which is added to it if ``ADDED``. A program does ``each`` rows, and its
+    sums are its own: added up in one order, they are the same to the bit on every run.
     """
     program = tl.program_id(0)
     matrix = tl.program_id(1)
     H: tl.constexpr = N1 // 2
     start = x + matrix.to(tl.int64) * matrix_stride
+    more_start = more + matrix.to(tl.int64) * more_matrix
     sum_a = tl.zeros((P1, P2), tl.float32)
     sum_b = tl.zeros((P1, P2), tl.float32)
     for turn in range(0, each):
@@ -28,7 +30,8 @@ def column_sums(
         z = turn * zero
         q, inside, first = tile_places(z, N2, H, P1, P2)
         mask = within(inside, q, row, rows)
-        even, odd = load_row(start, row.to(tl.int64) * row_stride, q, n, mask)
+        far = row.to(tl.int64)
+        even, odd = load_sum(start, far * row_stride, more_start, far * more_row, q, n, mask, ADDED)
         a, b = forward(even, odd, outer, inner, phases, first, z, P1, P2, SPLIT)
         if ABSOLUTE:
             sum_a += tl.abs(a)

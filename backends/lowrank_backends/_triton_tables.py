@@ -95,13 +95,14 @@ def factors(n: int) -> Factors | None:
     return None if best is None else best[1]
 
 
-def splits(x: Tensor) -> bool:
+def splits(x: Tensor, plus: Tensor | None = None) -> bool:
     """Return whether products are as exact as float32, as ``torch.set_float32_matmul_precision("highest")`` asks.
 
     Else they take float16 operands, rows scaled by a power of two, and float32 sums: as exact as tf32. A row of
-    bfloat16 numbers is no better than that.
+    bfloat16 numbers, to which none of float32 are added, is no better than that.
     """
-    return x.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+    kinds = (x.dtype, x.dtype if plus is None else plus.dtype)
+    return torch.float32 in kinds and torch.get_float32_matmul_precision() == "highest"
 
 
 def holds(cut: Factors, split: bool, capability: int) -> bool:

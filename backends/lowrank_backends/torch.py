@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from types import ModuleType
 from typing import Any, Self
 
@@ -20,6 +20,7 @@ from lowrank_core.layout import cut_rows, on_axis
 from lowrank_core.ops.axes import along_last, expand_index
 from lowrank_core.ops.constants import Constants
 from lowrank_core.ops.crossovers import Crossovers
+from lowrank_core.ops.lifts import RowLift
 from lowrank_core.ops.makhoul import dct_by_fft, fft_phases, idct_by_fft
 from lowrank_core.ops.rows import RowMoments, RowStep, RowWrite
 from lowrank_core.ops.standard import Coefficients
@@ -164,30 +165,53 @@ class TorchOps(StandardOps[Tensor]):
         return on_cpu or _torch_rows.run_on(parameter.device)
 
     def has_row_kernels(
-        self, gradient: Tensor, parameter: Tensor, moments: RowMoments | None = None
+        self, gradient: Tensor, parameter: Tensor, state: Collection[Tensor | None] = ()
     ) -> bool:
         """Return whether there are Triton kernels for such matrices, or on a CPU panels that Numba compiles."""
-        return self._launches(gradient, parameter, moments) is not None
+        return self._launches(gradient, parameter, state) is not None
 
     def _launches(
-        self, gradient: Tensor, parameter: Tensor, moments: RowMoments | None = None
+        self, gradient: Tensor, parameter: Tensor, state: Collection[Tensor | None] = ()
     ) -> ModuleType | None:
         """Return the module that launches the kernels for such matrices, if there are any."""
         if parameter.shape == gradient.shape and _is_plain(gradient) and _is_plain(parameter):
-            panels = _torch_panels.launches_for(gradient, parameter, *(moments or ()))
+            panels = _torch_panels.launches_for(gradient, parameter, *state)
             if panels is not None:
                 return panels
-        if _torch_rows.takes(gradient, parameter) and not _is_recorded():
+        if _torch_rows.takes(gradient, parameter, *state) and not _is_recorded():
             return _torch_rows.launches()
         return None
 
-    def dct_sums(self, x: Tensor, *, norms: Sequence[str]) -> Tensor:
+    def dct_sums(self, x: Tensor, *, norms: Sequence[str], plus: Tensor | None = None) -> Tensor:
         """Return the sums over columns, of what the kernels take in one pass over it."""
-        launches = self._launches(x, x)
+        launches = self._launches(x, x if plus is None else plus)
         if launches is None:
-            return super().dct_sums(x, norms=norms)
-        sums: Tensor = launches.dct_sums(x, norms)
+            return super().dct_sums(x, norms=norms, plus=plus)
+        sums: Tensor = launches.dct_sums(x, norms, plus)
         return sums
+
+    def dct_columns(self, x: Tensor, indices: Tensor, *, plus: Tensor | None = None) -> Tensor:
+        """Return columns of coefficients, of what the kernels take in one pass over it."""
+        launches = self._launches(x, x if plus is None else plus)
+        if launches is None:
+            return super().dct_columns(x, indices, plus=plus)
+        columns: Tensor = launches.dct_columns(x, indices, plus)
+        return columns
+
+    def lift_rows(
+        self,
+        parameter: Tensor,
+        gradient: Tensor,
+        momentum: Tensor,
+        job: RowLift,
+        write: RowWrite,
+    ) -> tuple[Tensor, Tensor]:
+        """Return parameter and momentum after a step of their rows; what the kernels take is written to."""
+        launches = self._launches(gradient, parameter, (momentum,))
+        if launches is None:
+            return super().lift_rows(parameter, gradient, momentum, job, write)
+        launches.lift_rows(parameter, gradient, momentum, job, write)
+        return parameter, momentum
 
     def step_rows(
         self,

@@ -26,6 +26,9 @@ class Done:
 
     #: The blocks.
     blocks: set[Any] = field(default_factory=set)
+    #: Of matrices that are stepped in passes, by number, what the last pass takes and the state after it, worked out
+    #: from what that writes to; when it has been done, ``None`` and the states.
+    passes: dict[int, tuple[Any, Any]] = field(default_factory=dict)
     #: Of matrices that are stepped in parts, by number, what the sums over all parts have come to.
     answers: dict[int, list[Any]] = field(default_factory=dict)
     #: The states of such parts after the step, by number and part.

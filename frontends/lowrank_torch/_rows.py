@@ -1,18 +1,18 @@
-"""A stack's step in two passes over memory, in place, where the adapter has kernels for it."""
+"""A stack's step in passes over memory, in place, where the adapter has kernels for it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lowrank_core.numerics.random import fold
-from lowrank_core.ops.rows import RowMoments, RowStep, RowWrite
+from lowrank_core.ops.passes import PassedRows
+from lowrank_core.ops.rows import RowWrite
 from lowrank_core.ops.standard import Ops
-from lowrank_core.rules.dct_adamw_rows import dct_adamw_rows
 from lowrank_core.rules.reductions import run
 from lowrank_torch._apply import Dither, Write
 from lowrank_torch._commit import at_once
@@ -21,72 +21,85 @@ from lowrank_torch._stack import Stack
 from lowrank_torch._state import stacked, unstacked
 from lowrank_torch._tuning import SMALL_MEMBER
 
-# The arrays of the state that have rows; they stay where they are.
-_ROWS = ("first_moment", "second_moment", "row_energy")
+
+class Members(NamedTuple):
+    """Matrices of each member of a stack, the gradients that step them, and their states."""
+
+    targets: Sequence[Tensor]
+    gradients: Sequence[Tensor]
+    states: Sequence[Any]
+
+    def as_rows(self, passes: Any, axis: int) -> Members:
+        """Return views whose rows are transformed."""
+        if axis == -1:
+            return self
+        return Members(
+            [x.mT for x in self.targets],
+            [x.mT for x in self.gradients],
+            [state._replace(**_rows_of(passes, state, axis)) for state in self.states],
+        )
 
 
-def takes_rows(
-    stack: Stack,
-    bound: BoundMatrices,
-    targets: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    states: Sequence[Any],
-    ops: Ops,
-) -> bool:
+def takes_rows(stack: Stack, bound: BoundMatrices, members: Members, ops: Ops) -> bool:
     """Return whether `step_rows` does the step of these matrices, of a stack that may be stepped so."""
-    fits: Any = stack.rule.fits_rows
+    passes: Any = stack.rule.passes
     if torch.compiler.is_compiling() or any(m.projected is not None for m in stack.members):
         return False
-    if type(states[0].step) is not int and _draws(targets, states, stack):
+    if type(members.states[0].step) is not int and _draws(passes, members, stack):
         return False
-    axis = bound.step.layout.axis
-    rows = (_as_rows(x, axis) for x in (gradients, targets))
-    moments = (_moments_of(state, axis) for state in states)
-    return all(map(ops.has_row_kernels, *rows, moments)) and fits(bound.step)
+    targets, gradients, states = members.as_rows(passes, bound.step.layout.axis)
+    rows = (passes.of_rows(state).values() for state in states)
+    return all(map(ops.has_row_kernels, gradients, targets, rows)) and passes.fits(bound.step)
 
 
-def _draws(targets: Sequence[Tensor], states: Sequence[Any], stack: Stack) -> bool:
+def _draws(passes: Any, members: Members, stack: Stack) -> bool:
     """Return whether anything is rounded at random, by keys that the kernels get as numbers of the host."""
-    narrow = stack.group["stochastic_rounding"] and targets[0].dtype != torch.float32
-    return narrow or states[0].first_moment.dtype != torch.float32
+    rows = passes.of_rows(members.states[0]).values()
+    narrow = stack.group["stochastic_rounding"] and members.targets[0].dtype != torch.float32
+    return narrow or any(x is not None and x.dtype != torch.float32 for x in rows)
 
 
 def step_rows(
-    bound: BoundMatrices,
-    targets: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    states: Sequence[Any],
-    due: Any,
-    write: Write,
+    passes: Any, bound: BoundMatrices, members: Members, due: Any, write: Write
 ) -> list[Any]:
     """Step matrices; return their new states.
 
-    Columns are chosen for all members at once. Small members are stepped as one stack, a copy, in as many launches as
-    one. The rows of others are one call each, in place, which notes what it has written: a step that is interrupted and
-    done again passes it over.
+    ``passes`` are the rule's. Columns are chosen for all members at once. Small members are stepped as one stack, a
+    copy, in as many launches as one. The last pass over the rows of others is one call each, in place, which notes what
+    it has written. A step that is interrupted and done again passes that over, and takes what the last pass needs as it
+    was.
     """
-    matrix, ops, axis = bound.step, write.ops, bound.step.layout.axis
-    norms, sums = matrix.config.norms(due is not False), None
-    targets, gradients = _as_rows(targets, axis), _as_rows(gradients, axis)
+    noted, number, axis = write.done.passes, bound.number, bound.step.layout.axis
+    if number in noted and noted[number][0] is None:
+        return noted[number][1]
+    states = members.states
+    targets, gradients, held = members.as_rows(passes, axis)
+    light = [state._replace(**dict.fromkeys(passes.arrays)) for state in states]
     copied = _is_better_copied(targets, write)
     if copied:
-        gradients = [torch.stack(list(gradients))]
-    if norms:
-        own = [ops.dct_sums(gradient, norms=norms) for gradient in gradients]
-        sums = own[0] if len(own) == 1 else torch.stack(own, 1)
-    light = [state._replace(**dict.fromkeys(_ROWS)) for state in states]
-    before = stacked(light, matrix.layout.batch)
-    job, after = run(dct_adamw_rows(sums, before, matrix, due))
+        gradients, held = [torch.stack(list(gradients))], [stacked(held, ())]
+    if number not in noted:
+        added = [passes.of_rows(state).get(passes.added) for state in held]
+        before = stacked(light, bound.step.layout.batch)
+        rows = PassedRows(gradients, added, write.ops)
+        noted[number] = run(passes.steps(rows, before, bound.step, due))
+    job, after = noted[number]
     if copied:
-        return _step_copy(targets, gradients[0], states, (job, after), axis, write)
-    members = zip(targets, gradients, states, write.dithers, strict=True)
-    for place, (target, gradient, state, dither) in enumerate(members):
-        one = job if len(states) == 1 else job.of(place)
-        name = (*write.key, place)
-        how = RowWrite(write.lr, write.weight_decay, _key(target, dither), write.done.blocks, name)
-        ops.step_rows(target, gradient, _moments_of(state, axis), one, how)
-    kept = zip(unstacked(after, light), states, strict=True)
-    return [new._replace(**_rows_of(state)) for new, state in kept]
+        _write_copy(passes, targets, gradients[0], held[0], job, write)
+        new = unstacked(after._replace(**_rows_of(passes, held[0], axis)), states)
+    else:
+        each = zip(targets, gradients, held, write.dithers, strict=True)
+        for place, (target, gradient, state, dither) in enumerate(each):
+            one = job if len(states) == 1 else job.of(place)
+            name = (*write.key, place)
+            how = RowWrite(
+                write.lr, write.weight_decay, _key(target, dither), write.done.blocks, name
+            )
+            passes.write(target, gradient, state, one, how, write.ops)
+        kept = zip(unstacked(after, light), states, strict=True)
+        new = [own._replace(**passes.of_rows(state)) for own, state in kept]
+    noted[number] = None, new
+    return new
 
 
 def _is_better_copied(targets: Sequence[Tensor], write: Write) -> bool:
@@ -101,40 +114,27 @@ def _is_better_copied(targets: Sequence[Tensor], write: Write) -> bool:
     )
 
 
-def _step_copy(
+def _write_copy(
+    passes: Any,
     targets: Sequence[Tensor],
     gradient: Tensor,
-    states: Sequence[Any],
-    chosen: tuple[RowStep, Any],
-    axis: int,
+    state: Any,
+    job: Any,
     write: Write,
-) -> list[Any]:
-    """Step the members of a stack as one copy of them all, written back at once."""
-    job, after = chosen
+) -> None:
+    """Do the last pass over the members of a stack as one copy of them all, which ``state`` is too; write it back."""
     whole = torch.stack([*targets])
-    rows = stacked(states, ())
-    how = RowWrite(write.lr, write.weight_decay)
-    write.ops.step_rows(whole, gradient, _moments_of(rows, axis), job, how)
+    passes.write(whole, gradient, state, job, RowWrite(write.lr, write.weight_decay), write.ops)
     block = (*write.key, 0)
     if block not in write.done.blocks:
         back = partial(torch._foreach_copy_, [*targets], [*whole.unbind()])
         at_once([back, partial(write.done.blocks.add, block)])
-    return unstacked(after._replace(**_rows_of(rows)), states)
 
 
-def _as_rows(matrices: Sequence[Tensor], axis: int) -> Sequence[Tensor]:
-    """Return views whose rows are transformed."""
-    return matrices if axis == -1 else [matrix.mT for matrix in matrices]
-
-
-def _moments_of(state: Any, axis: int) -> RowMoments:
-    """Return views of the state of rows."""
-    own = (state.first_moment, state.second_moment, state.row_energy)
-    return RowMoments(*(x if x is None or axis == -1 else x.mT for x in own))
-
-
-def _rows_of(state: Any) -> dict[str, Any]:
-    return {name: getattr(state, name) for name in _ROWS}
+def _rows_of(passes: Any, state: Any, axis: int) -> dict[str, Any]:
+    """Return the arrays of a state that have rows, with these as `Members.as_rows` has them, or back."""
+    arrays: dict[str, Any] = passes.of_rows(state)
+    return {name: x if x is None or axis == -1 else x.mT for name, x in arrays.items()}
 
 
 def _key(target: Tensor, dither: Dither | None) -> int | None:

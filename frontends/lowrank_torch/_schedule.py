@@ -66,7 +66,7 @@ class Schedule:
             small = is_plain(parameter) and len(own) * parameter.numel() <= SMALL_STACK
             bound = planner.bound(plan, config, parameter.device)
             has_kernels = planner.ops.may_have_row_kernels(parameter)
-            by_rows = has_kernels and self._rule.fits_rows is not None
+            by_rows = has_kernels and self._rule.passes is not None
             stack = Stack((), plan, bound, self._rule, group, small, by_rows, held, set())
             self._stacks.append((stack, [member.place for member in own]))
             self.small += small

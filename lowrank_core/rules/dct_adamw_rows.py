@@ -5,13 +5,16 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from lowrank_core.ops.rows import ROW_RESTS, RowStep
+from lowrank_core._typing import Array
+from lowrank_core.ops.passes import PassedRows
+from lowrank_core.ops.rows import ROW_RESTS, RowMoments, RowStep, RowWrite
+from lowrank_core.ops.standard import Ops
 from lowrank_core.rules.dct_adamw import moment_weights, rest_scale
 from lowrank_core.rules.dct_adamw_columns import ColumnSelection, select
 from lowrank_core.rules.dct_adamw_config import DCTAdamWConfig, DCTAdamWState
 from lowrank_core.rules.reductions import Steps, Sum
 from lowrank_core.rules.residuals import column_factors
-from lowrank_core.rules.rule import MatrixStep
+from lowrank_core.rules.rule import MatrixStep, RowPasses
 from lowrank_core.subspace.empty import infinite_where, is_rounding
 from lowrank_core.subspace.factored import column_shares
 from lowrank_core.subspace.moments import decayed_weight, mean_energy
@@ -38,15 +41,14 @@ def fits_rows(matrix: MatrixStep[DCTAdamWConfig]) -> bool:
 
 
 def dct_adamw_rows(
-    sums: Any, state: DCTAdamWState, matrix: MatrixStep[DCTAdamWConfig], due: Any
+    rows: PassedRows[Any], state: DCTAdamWState, matrix: MatrixStep[DCTAdamWConfig], due: Any
 ) -> Steps[tuple[RowStep, DCTAdamWState]]:
     """Do all of a step but its rows: a generator of the sums that it needs, as `dct_adamw_steps`.
 
     Parameters
     ----------
-    sums
-        The column sums of the coefficients of the rows at hand, ``(norms, ..., n)`` for ``config.norms(refresh)``;
-        ``None`` where that names none.
+    rows
+        The gradients. Asked for are the column sums of their coefficients, where the options need any.
     state
         The state; the moments are not looked at.
     matrix
@@ -59,7 +61,8 @@ def dct_adamw_rows(
     Generator
         Yields `Sum`; returns what the rows need and the state after the step, with the moments of before.
     """
-    ops = matrix.ops
+    ops, norms = matrix.ops, matrix.config.norms(due is not False)
+    sums = rows.sums(norms) if norms else None
     columns = yield Sum(sums, partial(select, state, matrix, due, ops.xp.float32))
     job = _row_step(columns, state, matrix, due)
     after = state._replace(step=job.step, indices=columns.kept, energy=columns.energy)
@@ -100,3 +103,16 @@ def _row_step(
     return RowStep(
         indices, before, eps, config.betas, (first, second, third), rest, scale, column, shares, decay, config.eps, t
     )  # fmt: skip
+
+
+def _write(
+    parameter: Array, gradient: Array, state: DCTAdamWState, job: RowStep, how: RowWrite, ops: Ops
+) -> None:
+    moments = RowMoments(state.first_moment, state.second_moment, state.row_energy)
+    ops.step_rows(parameter, gradient, moments, job, how)
+
+
+#: DCT-AdamW in passes.
+DCT_ADAMW_PASSES = RowPasses(
+    fits_rows, dct_adamw_rows, _write, ("first_moment", "second_moment", "row_energy")
+)

@@ -6,10 +6,11 @@ from lowrank_core.rules.dct_adamw import dct_adamw_init, dct_adamw_steps
 from lowrank_core.rules.dct_adamw_columns import columns_due
 from lowrank_core.rules.dct_adamw_config import DCTAdamWConfig, DCTAdamWState
 from lowrank_core.rules.dct_adamw_projected import project_current, step_projected
-from lowrank_core.rules.dct_adamw_rows import fits_rows
+from lowrank_core.rules.dct_adamw_rows import DCT_ADAMW_PASSES
 from lowrank_core.rules.rule import Rule
 from lowrank_core.rules.trion import trion_columns, trion_init, trion_steps
 from lowrank_core.rules.trion_config import TrionConfig, TrionState
+from lowrank_core.rules.trion_rows import TRION_PASSES
 
 DCT_ADAMW = Rule(
     "dct_adamw",
@@ -20,7 +21,7 @@ DCT_ADAMW = Rule(
     due=columns_due,
     project=project_current,
     step_projected=step_projected,
-    fits_rows=fits_rows,
+    passes=DCT_ADAMW_PASSES,
 )
 TRION = Rule(
     "trion",
@@ -29,5 +30,6 @@ TRION = Rule(
     trion_init,
     trion_steps,
     step_dependent=False,
+    passes=TRION_PASSES,
     choose=trion_columns,
 )

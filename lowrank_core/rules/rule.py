@@ -9,6 +9,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from lowrank_core._typing import Array, Device
 from lowrank_core.bases.registry import STORED_BASES, get_basis
 from lowrank_core.layout import Layout, with_side_of
+from lowrank_core.ops.passes import PassedRows
+from lowrank_core.ops.rows import RowWrite
 from lowrank_core.ops.standard import Ops
 from lowrank_core.rules.reductions import Steps
 from lowrank_core.subspace.update import LowRankUpdate
@@ -73,6 +75,27 @@ def _always(_state: Any, _matrix: MatrixStep[Any]) -> bool:
     return True
 
 
+class RowPasses(NamedTuple):
+    """A step in passes over memory, in place, where an adapter has kernels for them (`StandardOps.has_row_kernels`)."""
+
+    #: ``fits(matrix)``: whether steps of ``matrix`` can be done so.
+    fits: Callable[[MatrixStep[Any]], bool]
+    #: ``steps(rows, state, matrix, due)``: all of a step but its last pass; ``rows`` are `PassedRows`, ``due`` that
+    #: of ``Rule.steps``. Returns what the last pass takes, and the state after it, its arrays of rows those of before.
+    steps: Callable[[PassedRows[Any], Any, MatrixStep[Any], Any], Steps[tuple[Any, Any]]]
+    #: ``write(parameter, gradient, state, job, how, ops)``: the last pass, ``job`` what it takes and ``how`` a
+    #: `RowWrite`.
+    write: Callable[[Array, Array, Any, Any, RowWrite, Ops], object]
+    #: Names of the arrays of the state that have rows: the last pass writes to them.
+    arrays: tuple[str, ...]
+    #: Which of them is added to the gradient before it is transformed; empty for none.
+    added: str = ""
+
+    def of_rows(self, state: Any) -> dict[str, Any]:
+        """Return the arrays of a state that have rows, by name."""
+        return {name: getattr(state, name) for name in self.arrays}
+
+
 class Rule(NamedTuple):
     """A rule of update, as frontends and state files know it."""
 
@@ -95,10 +118,8 @@ class Rule(NamedTuple):
     #: gradient on the current columns, and the step on these alone; ``None`` where the rule has no such step.
     project: Callable[[Array, Any, MatrixStep[Any]], Array] | None = None
     step_projected: Callable[[Array, Any, MatrixStep[Any]], tuple[LowRankUpdate, Any]] | None = None
-    #: ``fits_rows(matrix)``: whether steps can be done in two passes (`lowrank_core.rules.dct_adamw_rows`); ``None``
-    #: where the rule has no such step.
-    fits_rows: Callable[[MatrixStep[Any]], bool] | None = None
-
+    #: How a step is done in passes over rows, in place; ``None`` where the rule has no such step.
+    passes: RowPasses | None = None
     #: ``choose(gradient, state, matrix)``: the columns ``(..., r)`` that the next step takes, of a rule whose state has
     #: none; ``None`` where the state after a step has them.
     choose: Callable[[Array, Any, MatrixStep[Any]], Array] | None = None

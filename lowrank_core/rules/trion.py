@@ -15,9 +15,10 @@ Notation, for a matrix whose rows are transformed (axis -1); where columns are, 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from lowrank_core._checks import check_kind, check_matrix
 from lowrank_core._typing import Array, Device, DType, Namespace, Scalar
@@ -46,6 +47,8 @@ from lowrank_core.subspace.factored import row_squares
 from lowrank_core.subspace.moments import update_energy
 from lowrank_core.subspace.update import LowRankUpdate, lifted
 
+T = TypeVar("T")
+
 # Norms of columns between which the squares of a matrix are right in float32, and what brings it back there.
 _SMALL, _LARGE, _SHRINK = 1e-14, 1e17, 2.0**-96
 
@@ -69,18 +72,59 @@ def trion_steps(
     Generator
         Yields `Sum`; returns the update and the new state.
     """
-    config, layout, ops = matrix.config, matrix.layout, matrix.ops
-    axis, t = layout.axis, state.step + 1
-    iteration = NewtonSchulz(config.steps, config.coefficients, _scale(config, layout))
+    ask = partial(_asked, gradient, state, matrix)
+    finish = partial(_updated, gradient, state, matrix)
+    return aligned_steps(ask, finish, state.row_energy, matrix)
 
-    # S = B Q, and I: its r columns with the largest norms. S is gone before other arrays are made, and B, as large, is
-    # made again when it is needed.
-    S = _coefficients(gradient, state, matrix)
-    choose = partial(_choose, matrix)
-    indices, vectors, shrink = yield Sum(S.sums, choose)
-    # b = B Q_I
-    b = S.take(indices)
-    S = None
+
+class Aligned(NamedTuple):
+    """What a step finds out: which columns, and what it does on them."""
+
+    #: ``I``, ``(..., r)`` int32.
+    indices: Array
+    #: ``Q_I`` where products with it are faster than a transform, or ``None``.
+    vectors: Array | None
+    #: ``b``, as ``(..., m, r)`` or with its dimensions swapped.
+    coefficients: Array
+    #: ``o``, likewise.
+    update: Array
+    #: The mean squares of its rows, brought up to date; ``None`` where these are left as they are.
+    row_energy: Any
+
+
+def aligned_steps(
+    ask: Callable[[], tuple[Array, Callable[[Array], Array]]],
+    finish: Callable[[Aligned], T],
+    row_energy: Any,
+    matrix: MatrixStep[TrionConfig],
+) -> Steps[T]:
+    """Choose columns and orthonormalise the coefficients on them: a generator of the sums that it needs.
+
+    Parameters
+    ----------
+    ask
+        Returns the column sums of ``S`` over the rows at hand, ``(1, ..., n)``, and a function of indices that returns
+        columns of ``S``; that is called once, and what it holds is let go of then.
+    finish
+        Makes the result of what was found out.
+    row_energy
+        That of the state.
+    matrix
+        What the steps of the matrix are bound to.
+
+    Returns
+    -------
+    Generator
+        Yields `Sum`; returns the result.
+    """
+    config, layout, ops = matrix.config, matrix.layout, matrix.ops
+    iteration = NewtonSchulz(config.steps, config.coefficients, _scale(config, layout))
+    # I: the r columns with the largest norms; b = B Q_I.
+    sums, take = ask()
+    indices, vectors, shrink = yield Sum(sums, partial(_choose, matrix))
+    b = take(indices)
+    # S, which it holds, is gone before other arrays are made.
+    del take
 
     # o: b with its singular values brought near 1, times s(m, n).
     o = b if shrink is None else b * shrink
@@ -88,25 +132,34 @@ def trion_steps(
         o = orthogonalize_directly(o, iteration, ops)
     else:
         # K = b^T b is a sum over rows; o = b times polynomials in K.
-        gram_axis = axis if matrix.in_parts or layout.rank <= layout.rows else -3 - axis
+        tall = matrix.in_parts or layout.rank <= layout.rows
+        gram_axis = layout.axis if tall else -3 - layout.axis
         for round_ in iteration.rounds():
             factor = partial(iteration.factor, round_=round_, ops=ops)
             o = multiply(o, (yield Sum(gram(o, gram_axis, ops), factor)), gram_axis)
-
-    energy: Any = state.row_energy
     if config.row_decay is not None:
-        o, energy = yield from _even_rows(o, energy, config.row_decay, matrix)
+        o, row_energy = yield from _even_rows(o, row_energy, config.row_decay, matrix)
+    return finish(Aligned(indices, vectors, b, o, row_energy))
 
-    # M <- B - (1 - mu) b Q_I^T
-    update = LowRankUpdate(
-        b * (1 - config.momentum), indices, axis, layout.size, config.basis, vectors,
-        method=config.method,
+
+def _asked(gradient: Array, state: TrionState, matrix: MatrixStep[TrionConfig]) -> Any:
+    S = _coefficients(gradient, state, matrix)
+    return S.sums, S.take
+
+
+def _updated(
+    gradient: Array, state: TrionState, matrix: MatrixStep[TrionConfig], found: Aligned
+) -> tuple[LowRankUpdate, TrionState]:
+    """Return the update, and the state with ``M <- B - (1 - mu) b Q_I^T``; B is made again, as large as S was."""
+    config, layout, ops, t = matrix.config, matrix.layout, matrix.ops, state.step + 1
+    left = LowRankUpdate(
+        found.coefficients * (1 - config.momentum), found.indices, layout.axis, layout.size,
+        config.basis, found.vectors, method=config.method,
     )  # fmt: skip
-    M = _momentum(gradient, state, matrix) - lifted(update.factor, update, ops)
-    after = store_buffer(
-        state._replace(step=t, row_energy=energy), "momentum", M, config.momentum_bits, t, ops
-    )
-    return replace(update, factor=o), after
+    M = _momentum(gradient, state, matrix) - lifted(left.factor, left, ops)
+    before = state._replace(step=t, row_energy=found.row_energy)
+    after = store_buffer(before, "momentum", M, config.momentum_bits, t, ops)
+    return replace(left, factor=found.update), after
 
 
 def _even_rows(

@@ -54,6 +54,16 @@ def test_transforms(panels, torch, rows, n, across):
     sums = panels.dct_sums(x, ("l1", "l2"))
     assert_close(sums[0], abs(wanted).sum(0), xp=torch, dtype="float32")
     assert_close(sums[1], (wanted**2).sum(0), xp=torch, dtype="float32")
+    # With another matrix added, and of some columns alone: more than are written at a time, and no multiple.
+    plus, chosen = (
+        laid(float32(rows, n, seed=1), across),
+        np.sort(np.random.default_rng(n).permutation(n)[:11]),
+    )
+    wanted = wanted + plus.double().numpy() @ basis
+    added = panels.dct_sums(x, ("l2",), plus)
+    assert_close(added[0], (wanted**2).sum(0), xp=torch, dtype="float32")
+    columns = panels.dct_columns(x, torch.from_numpy(chosen).int(), plus)
+    assert_close(columns, wanted[:, chosen], xp=torch, dtype="float32")
 
 
 @pytest.mark.parametrize("across", [False, True])
@@ -93,6 +103,51 @@ def test_rows(panels, torch, rest, factored, rows, moved, across):
         assert x is y
         if z is not None:
             assert_close(x, z, xp=torch, dtype="float32")
+
+
+def lift_of(torch, rows, n, rank):
+    """A step on seeded columns."""
+    from lowrank_core.ops.lifts import RowLift
+
+    indices = torch.from_numpy(np.sort(np.random.default_rng(n).permutation(n)[:rank])).int()
+    return RowLift(indices, float32(rows, rank, seed=8), float32(rows, rank, seed=9), 0.15, 3)
+
+
+@pytest.mark.parametrize("across", [False, True])
+@pytest.mark.parametrize("rows", ROWS)
+# More columns than a block of what is written, and a rest of one.
+@pytest.mark.parametrize(("n", "rank"), [(40, 10), (8, 8), (264, 3), (768, 192)])
+def test_lifted_rows(panels, torch, rows, n, rank, across):
+    import triton_runs as cases
+
+    from lowrank_core.ops.rows import RowWrite
+
+    job = lift_of(torch, rows, n, rank)
+    exact = job._replace(coefficients=job.coefficients.double(), update=job.update.double())
+    w, g, m = (laid(float32(rows, n, seed=seed), across) for seed in (3, 4, 5))
+    wide = (x.double() for x in (w, g, m))
+    wanted, after = cases.STANDARD.lift_rows(*wide, exact, RowWrite(0.1, 0.5))
+    assert cases.OPS.has_row_kernels(g, w, (m,))
+    found, kept = cases.OPS.lift_rows(w, g, m, job, RowWrite(0.1, 0.5))
+    assert found is w
+    assert kept is m
+    assert_close(w, wanted, xp=torch, dtype="float32")
+    assert_close(m, after, xp=torch, dtype="float32")
+
+
+def test_lifted_rows_that_are_done_are_passed_over(panels, torch):
+    import triton_runs as cases
+
+    from lowrank_core.ops.rows import RowWrite
+
+    w, g, m = (float32(48, 32, seed=seed) for seed in (3, 4, 5))
+    before, done = [w.clone(), m.clone()], {("name", 16)}
+    how = RowWrite(0.1, 0.0, done=done, name=("name",))
+    cases.OPS.lift_rows(w, g, m, lift_of(torch, 48, 32, 8), how)
+    assert done == {("name", 0), ("name", 16), ("name", 32)}
+    for x, old in zip((w, m), before, strict=True):
+        assert torch.equal(x[16:32], old[16:32])
+        assert not (x == old).all(1)[[0, 15, 32, 47]].any()
 
 
 def test_rows_that_are_done_are_passed_over(panels, torch):
@@ -147,17 +202,120 @@ def test_steps_of_the_optimizer(panels, torch, monkeypatch, options, shape):
             assert_close(state[name], other[name], xp=torch, dtype="float32", kind="trajectory")
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"score": "l1", "momentum": 0.95, "rank_scaling": True},
+        # Nearly as many columns as there are, and more than rows.
+        {"rank": 63, "row_decay": 0.9},
+        {"shape": (40, 72), "rank": 11},
+        {"shape": (24, 64), "rank": 40, "side": "right"},
+        {"weight_decay": 0.0, "maximize": True, "coefficients": "polar_express"},
+    ],
+    ids=str,
+)
+def test_steps_of_trion(panels, torch, monkeypatch, options):
+    from lowrank_backends import _torch_panels
+
+    shape = options.get("shape", (64, 64))
+    given = {"rank": 9, "weight_decay": 0.1, **options}
+    given.pop("shape", None)
+    runs, calls = [], []
+    real = panels.lift_rows
+    monkeypatch.setattr(panels, "lift_rows", lambda *own: (calls.append(own), real(*own)))
+    for least in (0, 2**40):
+        monkeypatch.setattr(_torch_panels, "LEAST", least)
+        parameter, own = trion(torch, shape, given)
+        for step in range(5):
+            parameter.grad = float32(*shape, seed=step + 1)
+            own.step()
+        runs.append((parameter.detach(), own.state[parameter]["momentum"]))
+    assert len(calls) == 5
+    for ours, theirs in zip(*runs, strict=True):
+        assert_close(ours, theirs, xp=torch, dtype="float32", kind="trajectory")
+
+
+def trion(torch, shape, options):
+    """A seeded parameter and its optimizer."""
+    from lowrank_torch import Trion
+
+    parameter = torch.nn.Parameter(float32(*shape))
+    return parameter, Trion([parameter], lr=0.02, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({"momentum_bits": 8}, "float32"),
+        ({"state_dtype": "bfloat16"}, "float32"),
+        ({"basis": "hartley"}, "float32"),
+        ({}, "bfloat16"),
+    ],
+    ids=str,
+)
+def test_steps_of_trion_that_panels_do_not_take(panels, torch, monkeypatch, options, kind):
+    from lowrank_backends import _torch_panels
+
+    monkeypatch.setattr(panels, "lift_rows", None)
+    runs = []
+    for least in (0, 2**40):
+        monkeypatch.setattr(_torch_panels, "LEAST", least)
+        parameter, own = trion(torch, (64, 64), {"rank": 9, **options})
+        parameter.data = parameter.data.to(getattr(torch, kind))
+        for step in range(3):
+            parameter.grad = float32(64, 64, seed=step + 1).to(parameter.dtype)
+            own.step()
+        runs.append(parameter.detach().float())
+    assert_close(*runs, xp=torch, dtype="float32", kind="trajectory")
+
+
+# In the first matrix, and in the second.
+@pytest.mark.parametrize("calls", [1, 9])
+def test_an_interrupted_step_of_trion_is_done_once(panels, torch, monkeypatch, calls):
+    """Momentum is written to, and what was worked out from it is asked for again: the second time, of the notes."""
+    from lowrank_backends import _numba_lift
+
+    runs, real, left = [], _numba_lift.lift_rows, []
+    for interrupted in (False, True):
+        # Two matrices, each with columns of its own, of as many calls each as it has rows.
+        given = {"rank": 9, "split_sizes": (100, 92), "side": "right"}
+        parameter, own = trion(torch, (192, 64), given)
+        for step in range(2):
+            parameter.grad = float32(192, 64, seed=step + 1)
+            if interrupted and step == 1:
+                left.append(0)
+
+                def failing(*arguments):
+                    left[0] += 1
+                    if left[0] == calls + 1:
+                        raise KeyboardInterrupt
+                    real(*arguments)
+
+                monkeypatch.setattr(_numba_lift, "lift_rows", failing)
+                with pytest.raises(KeyboardInterrupt):
+                    own.step()
+            else:
+                own.step()
+        runs.append((parameter.detach(), own.state[parameter]))
+    (ours, state), (theirs, other) = runs
+    assert torch.equal(ours, theirs)
+    assert state["step"] == other["step"] == 2
+    for name, value in state.items():
+        if name != "step":
+            assert torch.equal(value, other[name])
+
+
 def test_what_is_not_taken(panels, torch):
     import triton_runs as cases
 
-    from lowrank_core.ops.rows import RowMoments
-
-    def takes(x, moment=None):
-        given = None if moment is None else RowMoments(moment, None, None)
-        return cases.OPS.has_row_kernels(x, x, given)
+    def takes(x, *state):
+        return cases.OPS.has_row_kernels(x, x, (*state, None))
 
     x = float32(6, 16)
     assert takes(x)
+    assert takes(x, x.clone())
+    assert not takes(x, x.bfloat16())
     others = [
         x.double(),
         x.bfloat16(),

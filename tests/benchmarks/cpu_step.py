@@ -1,15 +1,17 @@
 """How many times fused AdamW's time a step on one large matrix takes on a CPU, with Numba's panels and without.
 
-    python tests/benchmarks/cpu_step.py [--size 4096] [--threads 1] [--rounds 9]
+    python tests/benchmarks/cpu_step.py [--size 4096] [--threads 1] [--rounds 9] [--only Trion]
 
 All take turns in one process. Shown are the medians over the rounds of their ratios to AdamW's step, of the process's
-CPU time and of the time on the wall, and the same of the transform beside PyTorch's real FFT, written to memory.
+CPU time and of the time on the wall, and the same of the transform beside PyTorch's real FFT, written to memory. With
+``--only`` those take turns whose names begin so.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -32,6 +34,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "dropped, rank 512": {"residual": "discard", "rank": 512},
     "dropped, rank 32": {"residual": "discard", "rank": 32},
 }
+WITHOUT = ", without Numba"
+#: Ranks of Trion.
+TRION: dict[str, int | float] = {"Trion": 0.25, "Trion, rank 512": 512, "Trion, rank 128": 128}
 
 
 def matrix(size: int) -> torch.nn.Parameter:
@@ -57,21 +62,32 @@ def bare_fft(x: Tensor, out: Tensor) -> None:
         target.copy_(torch.fft.rfft(source))
 
 
-def cases(size: int) -> dict[str, Callable[[], object]]:
-    """Return what takes turns, by name."""
+def cases(size: int, only: str = "") -> dict[str, Callable[[], object]]:
+    """Return what takes turns, by name: of the optimizers AdamW, and those whose names begin with ``only``."""
     turns: dict[str, Callable[[], object]] = {
         "AdamW": torch.optim.AdamW([matrix(size)], lr=RATE, fused=True).step
     }
-    for name, options in OPTIONS.items():
-        for suffix, wrap in (("", None), (", without Numba", without_panels)):
-            step = lowrank_torch.DCTAdamW([matrix(size)], lr=RATE, **{"rank": 0.25, **options}).step
-            turns[name + suffix] = step if wrap is None else wrap(step)
-    turns["Trion"] = lowrank_torch.Trion([matrix(size)], lr=RATE, rank=0.25).step
+    makers: dict[str, Callable[[], torch.optim.Optimizer]] = {
+        name: partial(
+            lambda own: lowrank_torch.DCTAdamW([matrix(size)], lr=RATE, **own),
+            {"rank": 0.25, **options},
+        )
+        for name, options in OPTIONS.items()
+    }
+    for name, rank in TRION.items():
+        makers[name] = partial(
+            lambda own: lowrank_torch.Trion([matrix(size)], lr=RATE, rank=own), rank
+        )
+    for name, make in makers.items():
+        if not name.startswith(only):
+            continue
+        turns[name] = make().step
+        turns[name + WITHOUT] = without_panels(make().step)
     x = torch.randn(size, size)
     out = torch.empty(size, size // 2 + 1, dtype=torch.complex64)
     turns["real FFT"] = lambda: bare_fft(x, out)
     turns["dct"] = lambda: lowrank_core.dct(x, method="fft")
-    turns["dct, without Numba"] = without_panels(turns["dct"])
+    turns["dct" + WITHOUT] = without_panels(turns["dct"])
     return turns
 
 
@@ -81,9 +97,10 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=4096)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--only", default="")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    turns = cases(given.size)
+    turns = cases(given.size, given.only)
     taken = take_turns(turns, given.rounds)
     panels = (
         "there" if _torch_panels.launches_for(torch.ones(given.size, given.size)) else "not there"
@@ -92,7 +109,11 @@ def main() -> None:
     for name in turns:
         base = "real FFT" if name.startswith("dct") else "AdamW"
         ratios = {clock: median_ratio(own[name], own[base]) for clock, own in taken.items()}
-        print(f"{name:48s} over {base}: CPU {ratios['CPU']:6.2f} x, wall {ratios['wall']:6.2f} x")
+        line = f"{name:48s} over {base}: CPU {ratios['CPU']:6.2f} x, wall {ratios['wall']:6.2f} x"
+        if (plain := name + WITHOUT) in turns:
+            ratio = median_ratio(taken["wall"][name], taken["wall"][plain])
+            line += f"; over the same without Numba: wall {ratio:.2f} x"
+        print(line)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import triton
+from lowrank_backends._triton_lift import chosen_columns, lift_rows
 from lowrank_backends._triton_rows import step_rows
 from lowrank_backends._triton_sums import column_sums
 from lowrank_backends._triton_tables import Factors, factors, holds, padded
@@ -31,9 +32,13 @@ PRECISIONS = ("high", "highest")
 _STRIDES = (
     "g_row",
     "w_row",
+    "m_row",
+    "more_row",
     "row_stride",
     "g_matrix",
     "w_matrix",
+    "m_matrix",
+    "more_matrix",
     "matrix_stride",
     "count",
     "rows",
@@ -56,16 +61,29 @@ class Report(NamedTuple):
 
 
 def report(kernel: str, n: int, chip: int, precision: str = "high") -> Report:
-    """Return what a kernel takes: ``"sums"``, or that of rows at rank ``n / 4`` by its residual policy."""
+    """Return what a kernel takes: ``"sums"``, at rank ``n / 4`` that of rows by its residual policy, or one of Trion's.
+
+    Those are ``"sums of both"``, ``"columns"`` and ``"lift"``, with a momentum.
+    """
     cut = factors(n)
     if cut is None:
         raise ValueError(f"n must be a length that the kernels take, got {n}")
-    if kernel == "sums":
-        types = _typed("*fp32", "x part phases") | _typed("*fp16", "outer inner")
-        constants = _constants(cut, precision) | {"ABSOLUTE": False}
-        return compiled(column_sums, constants, types, chip, cut)
-    arrays = "g w first_moment second_moment row_energy scratch eps_of share_of column scale phases"
-    types = _typed("*fp32", arrays) | _typed("*i32", "slot old") | _typed("*fp16", "outer inner")
+    tables = _typed("*fp32", "phases") | _typed("*fp16", "outer inner")
+    if kernel in ("sums", "sums of both"):
+        types = _typed("*fp32", "x more part") | tables
+        constants = {"ABSOLUTE": False, "ADDED": kernel != "sums"}
+        return compiled(column_sums, _constants(cut, precision) | constants, types, chip, cut)
+    if kernel == "columns":
+        types = _typed("*fp32", "x more out scratch") | _typed("*i32", "slot") | tables
+        constants = {"PR": padded(n // 4), "ADDED": True}
+        return compiled(chosen_columns, _constants(cut, precision) | constants, types, chip, cut)
+    if kernel == "lift":
+        types = _typed("*fp32", "g w m coefficients update") | _typed("*i32", "position") | tables
+        types |= _typed("fp32", "rate decay share")
+        constants = {"RANDOM": False, "RATE_AT": False, "DECAY_AT": False}
+        return compiled(lift_rows, _constants(cut, precision) | constants, types, chip, cut)
+    arrays = "g w first_moment second_moment row_energy scratch eps_of share_of column scale"
+    types = _typed("*fp32", arrays) | _typed("*i32", "slot old") | tables
     types |= _typed("fp32", "rate decay weight1 weight2 weight3 b1 b2 b3 eps")
     constants = _constants(cut, precision) | {
         "PR": padded(n // 4), "REST": kernel, "FACTORED": kernel == "bounded", "MOVED": True,
@@ -135,7 +153,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--chips", type=int, nargs="+", default=CHIPS)
-    parser.add_argument("--kernels", nargs="+", default=("sums", "sign"))
+    parser.add_argument(
+        "--kernels", nargs="+", default=("sums", "sign", "sums of both", "columns", "lift")
+    )
     parser.add_argument("--precisions", nargs="+", default=PRECISIONS)
     given = parser.parse_args()
     print(

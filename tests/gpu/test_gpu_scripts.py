@@ -92,7 +92,7 @@ def test_the_report_tells_spills_in_a_loop_from_others():
 @needs_triton
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["high", "highest"])
-@pytest.mark.parametrize("kernel", ["sums", "sign"])
+@pytest.mark.parametrize("kernel", ["sums", "sign", "sums of both", "columns", "lift"])
 @pytest.mark.parametrize("chip", [80, 90, 100])
 def test_no_kernel_spills_in_a_loop_or_asks_for_too_much_shared_memory(chip, kernel, precision):
     report = script("compile_report")

@@ -7,6 +7,7 @@ import torch
 from lowrank_torch import DCTAdamW
 
 from lowrank_core import DCTAdamWConfig, dct_adamw_init, ops_for_namespace
+from lowrank_core.ops.passes import PassedRows
 from lowrank_core.ops.rows import RowMoments, RowWrite
 from lowrank_core.rules.dct_adamw_rows import dct_adamw_rows
 from lowrank_core.rules.reductions import run
@@ -44,8 +45,8 @@ def test_a_graph_of_both_kernels_does_what_they_do(shape, residual):
     lr = torch.tensor(0.01, device="cuda")
 
     def step(weight, state):
-        sums = ops.dct_sums(gradient, norms=config.norms(True))
-        job, after = run(dct_adamw_rows(sums, state, matrix, True))
+        rows = PassedRows([gradient], [None], ops)
+        job, after = run(dct_adamw_rows(rows, state, matrix, True))
         moments = RowMoments(state.first_moment, state.second_moment, None)
         ops.step_rows(weight, gradient, moments, job, RowWrite(lr, 0.1))
         state.indices.copy_(after.indices)

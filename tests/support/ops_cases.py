@@ -14,6 +14,7 @@ from helpers import assert_close, dtype_name, library_of, normal, to_numpy
 
 from lowrank_core import StandardOps
 from lowrank_core.ops.constants import Constants
+from lowrank_core.ops.lifts import RowLift
 from lowrank_core.ops.rows import ROW_RESTS, RowMoments, RowStep, RowWrite
 
 INDICES = np.array([0, 2, 5])
@@ -104,10 +105,29 @@ def has_row_kernels(ops: Any, make: Any) -> list[Any]:
 
 def dct_sums(ops: Any, make: Any) -> list[Any]:
     return [
-        ops.dct_sums(make(normal(*shape), kind), norms=norms)
+        ops.dct_sums(make(normal(*shape), kind), norms=norms, plus=plus)
         for shape, kind in (((7, 8), "float64"), ((2, 5, 6), "float32"))
         for norms in (("l2",), ("l1", "l2"))
+        for plus in (None, make(normal(*shape, seed=1), kind))
     ]
+
+
+def dct_columns(ops: Any, make: Any) -> list[Any]:
+    return [
+        ops.dct_columns(make(normal(*shape), kind), make(chosen, "int32"), plus=plus)
+        for shape, chosen, kind in (((7, 8), INDICES, "float64"), ((2, 5, 6), STACKED, "float32"))
+        for plus in (None, make(normal(*shape, seed=1), kind))
+    ]
+
+
+def lift_rows(ops: Any, make: Any) -> list[Any]:
+    results: list[Any] = []
+    for stack, chosen in (((), INDICES), ((2,), STACKED)):
+        low = (make(normal(*stack, 4, 3, seed=seed), "float64") for seed in (1, 2))
+        whole = (make(normal(*stack, 4, 6, seed=seed), "float64") for seed in (3, 4, 5))
+        job = RowLift(make(chosen, "int32"), *low, 0.15, 3)
+        results += ops.lift_rows(*whole, job, RowWrite(0.1, 0.5))
+    return results
 
 
 def step_rows(ops: Any, make: Any) -> list[Any]:
@@ -312,6 +332,7 @@ CASES = {
     for case in (
         *(astype, copy, device_of, is_readable, as_scalar, as_index, constant, with_constants),
         *(may_have_row_kernels, has_row_kernels, dct_sums, step_rows),
+        *(dct_columns, lift_rows),
         *(dct, idct, dct_scored, idct_columns, column_sums, adam_update, add_signs, bounded),
         *(take, take_or_zero, take_along, put, put_over, index_in),
         *(cond, step_counter, num_threads, for_each),

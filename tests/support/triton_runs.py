@@ -20,10 +20,11 @@ if __name__ == "__main__" and os.environ.get("LOWRANK_KERNELS_ON", "cpu") == "cp
 
 import torch
 from lowrank_backends import _torch_rows
-from lowrank_torch import DCTAdamW, _rows
+from lowrank_torch import DCTAdamW, Trion, _rows
 from torch import Tensor
 
 from lowrank_core import StandardOps, ops_for_namespace
+from lowrank_core.ops.lifts import RowLift
 from lowrank_core.ops.rows import RowMoments, RowStep, RowWrite
 
 # Rows are few, since the interpreter does one after the other; and more than a program does at a time.
@@ -60,10 +61,58 @@ def relative(found: Tensor, wanted: Tensor, start: Tensor | float = 0.0) -> floa
 
 
 def sums(n: int, norm: str, stack: tuple[int, ...] = (), precision: str = "highest") -> Any:
+    """Errors of the sums, those of a gradient and those with a momentum, whose rows are a part of longer ones."""
     torch.set_float32_matmul_precision(precision)
-    x = gradients(*stack, ROWS, n)
-    wanted = STANDARD.dct_sums(x.double(), norms=(norm,))
-    return {"sums": relative(OPS.dct_sums(x, norms=(norm,)), wanted)}
+    x, plus = gradients(*stack, ROWS, n), gradients(*stack, ROWS, n + 5, seed=1)[..., :n]
+    errors = {}
+    for name, more in (("sums", None), ("with a momentum", plus)):
+        wide = None if more is None else more.double()
+        wanted = STANDARD.dct_sums(x.double(), norms=(norm,), plus=wide)
+        errors[name] = relative(OPS.dct_sums(x, norms=(norm,), plus=more), wanted)
+    return errors
+
+
+def lifts(
+    n: int, stack: tuple[int, ...] = (), *, kinds: Any = WIDE, precision: str = "highest",
+    tensors: bool = False,
+) -> dict[str, float]:  # fmt: skip
+    """Errors of the passes of Trion after its sums, with gradient, parameter and momentum of these ``kinds``."""
+    torch.set_float32_matmul_precision(precision)
+    shape, rank = (*stack, ROWS, n), max(2, n // 4)
+    # Rows of a parameter may be a part of longer ones.
+    parameter = normal(*stack, ROWS, n + 5, seed=2).to(kinds[1])[..., :n]
+    gradient, momentum = (
+        gradients(*shape, seed=1).to(kinds[0]),
+        gradients(*shape, seed=3).to(kinds[2]),
+    )
+    indices = job_of(n, "discard", stack, factored=False, moved=False).indices
+    wide = gradient.double(), momentum.double()
+    b = STANDARD.dct_columns(wide[0], indices, plus=wide[1])
+    errors = {"columns": relative(OPS.dct_columns(gradient, indices, plus=momentum), b)}
+    alone = STANDARD.dct_columns(wide[0], indices)
+    errors["columns alone"] = relative(OPS.dct_columns(gradient, indices), alone)
+    job = RowLift(indices, b, normal(*shape[:-1], rank, seed=4).double(), 0.15, 3)
+    lr, decay = 0.01, 0.1
+    wanted, after = STANDARD.lift_rows(parameter.double(), *wide, job, RowWrite(lr, decay))
+    start = parameter.double() * (1 - lr * decay)
+    how: Any = (lr, decay)
+    if tensors:
+        how = tuple(torch.tensor(number, device=DEVICE) for number in how)
+    job = job._replace(coefficients=job.coefficients.float(), update=job.update.float())
+    assert OPS.has_row_kernels(gradient, parameter, (momentum,))
+    found, kept = OPS.lift_rows(parameter, gradient, momentum, job, RowWrite(*how))
+    errors["in place"] = float(found is not parameter or kept is not momentum)
+    errors["parameter"] = off(found, wanted, start)
+    errors["momentum"] = off(kept, after, 0.0)
+    return errors
+
+
+def off(found: Tensor, wanted: Tensor, start: Tensor | float) -> float:
+    """The error of what has moved from ``start``; of bfloat16 the share of numbers that are none of the two nearest."""
+    if found.dtype != BF16:
+        return relative(found, wanted, start)
+    # The interpreter cuts where a GPU rounds.
+    return ((found.double() - wanted).abs() > wanted.abs() * 2.0**-7).double().mean().item()
 
 
 def job_of(n: int, rest: str, stack: tuple[int, ...], *, factored: bool, moved: bool) -> RowStep:
@@ -132,18 +181,13 @@ def rows(
         parameter, gradient, given, in_float32(job, tensors=tensors), RowWrite(*how)
     )
     errors = {"in place": float(found is not parameter or kept.first is not given.first)}
-    if kinds[1] == BF16:
-        # The share of numbers that are none of the two nearest: the interpreter cuts where a GPU rounds.
-        far = (found.double() - wanted).abs() > wanted.abs() * 2.0**-7
-        errors["parameter"] = far.double().mean().item()
-    else:
-        errors["parameter"] = relative(found, wanted, start)
+    errors["parameter"] = off(found, wanted, start)
     pairs = zip(("first", "second", "rows"), kept, after, strict=True)
     return errors | {name: relative(x, y) for name, x, y in pairs if y is not None}
 
 
 def optimizer(
-    options: dict[str, Any], kind: torch.dtype = torch.float32, count: int = 1
+    options: dict[str, Any], kind: torch.dtype = torch.float32, count: int = 1, make: Any = DCTAdamW
 ) -> dict[str, float]:
     """Three steps of the PyTorch optimizer with the kernels, beside three without."""
     torch.set_float32_matmul_precision("highest")
@@ -152,7 +196,7 @@ def optimizer(
     for own_takes in (takes, lambda *_: False):
         _torch_rows.takes = own_takes
         parameters = [torch.nn.Parameter(start.clone().to(kind)) for start in starts]
-        own = DCTAdamW(parameters, lr=0.02, weight_decay=0.1, rank=0.25, side="right", **options)
+        own = make(parameters, lr=0.02, weight_decay=0.1, rank=0.25, side="right", **options)
         for step in range(3):
             for place, parameter in enumerate(parameters):
                 parameter.grad = gradients(ROWS, 96, seed=30 + 10 * step + place).to(kind)
@@ -168,8 +212,9 @@ def optimizer(
             error = relative(p.detach(), q.detach().double(), start.double())
         errors["parameter"] = max(error, errors.get("parameter", 0.0))
         errors["state"] = float(state.keys() != other.keys() or state["step"] != 3)
-        errors["columns"] = float(not torch.equal(state["indices"], other["indices"]))
-        for name in ("first_moment", "second_moment"):
+        if "indices" in other:
+            errors["columns"] = float(not torch.equal(state["indices"], other["indices"]))
+        for name in ("first_moment", "second_moment", "momentum"):
             x, y = state.get(name), other.get(name)
             if x is not None and x.dtype == BF16:
                 errors[name] = (x != y).double().mean().item()
@@ -178,16 +223,16 @@ def optimizer(
     return errors
 
 
-def interrupted() -> dict[str, float]:
+def interrupted(make: Any = DCTAdamW, launch: str = "step_rows") -> dict[str, float]:
     """Two members, a launch each, of which the second fails: nothing is done twice when the step is taken up again."""
     starts = [normal(ROWS, 96, seed=place) for place in range(2)]
     groups = [[torch.nn.Parameter(start.clone()) for start in starts] for _ in range(2)]
     for group in groups:
         for place, parameter in enumerate(group):
             parameter.grad = gradients(ROWS, 96, seed=3 + place)
-    steppers = [DCTAdamW(group, 0.01, rank=0.25, side="right") for group in groups]
+    steppers = [make(group, 0.01, rank=0.25, side="right") for group in groups]
     launches, takes, small = _torch_rows.launches(), _torch_rows.takes, _rows.SMALL_MEMBER
-    real, calls = launches.step_rows, []
+    real, calls = getattr(launches, launch), []
 
     def failing(*arguments: Any) -> None:
         calls.append(arguments)
@@ -195,10 +240,12 @@ def interrupted() -> dict[str, float]:
             raise KeyboardInterrupt
         real(*arguments)
 
-    launches.step_rows, _rows.SMALL_MEMBER = failing, 0
+    setattr(launches, launch, failing)
+    _rows.SMALL_MEMBER = 0
     with suppress(KeyboardInterrupt):
         steppers[0].step()
-    launches.step_rows, _rows.SMALL_MEMBER = real, small
+    setattr(launches, launch, real)
+    _rows.SMALL_MEMBER = small
     _torch_rows.takes = lambda *_: False
     steppers[1].step()
     _torch_rows.takes = takes
@@ -230,6 +277,19 @@ FAST: dict[str, Callable[[], dict[str, float]]] = {
         optimizer, {"stochastic_rounding": True, "residual": "discard"}, BF16
     ),
     "interrupted": interrupted,
+    "lift 96, tensors": partial(lifts, 96, tensors=True),
+    "lift 40, a stack": partial(lifts, 40, (2,)),
+    "lift 768 high": partial(lifts, 768, precision="high"),
+    "lift 96, bfloat16": partial(lifts, 96, kinds=(BF16, BF16, BF16)),
+    "Trion": partial(optimizer, {"score": "l1"}, make=Trion),
+    "Trion on a stack": partial(optimizer, {}, count=2, make=Trion),
+    "Trion, momentum rounded at random": partial(
+        optimizer, {"state_dtype": "bfloat16"}, make=Trion
+    ),
+    "Trion, parameter rounded at random": partial(
+        optimizer, {"stochastic_rounding": True}, BF16, make=Trion
+    ),
+    "Trion interrupted": partial(interrupted, Trion, "lift_rows"),
 }
 SLOW: dict[str, Callable[[], dict[str, float]]] = {
     **{
@@ -243,6 +303,11 @@ SLOW: dict[str, Callable[[], dict[str, float]]] = {
         )
         for n in (10, 640, 4096)
         for rest in ("discard", "sign", "normalized", "bounded")
+        for precision in ("highest", "high")
+    },
+    **{
+        f"lift {n} {precision}": partial(lifts, n, precision=precision)
+        for n in (10, 640, 4096, 8192)
         for precision in ("highest", "high")
     },
     "rows 2048 sign highest": partial(rows, 2048, "sign"),
