@@ -131,8 +131,10 @@ def _is_fused(target: _Target, group: Mapping[str, Any]) -> bool:
     values, gradient, state = target
     lr, numbers = group["lr"], (*group["betas"], group["weight_decay"], group["eps"])
     if group["capturable"]:
+        # It takes a rate that is a float32 tensor where the values are, and plain numbers besides.
+        here = values.device, torch.float32
         takes = values.device.type in ("cpu", "cuda") and (
-            (not isinstance(lr, Tensor) or lr.dtype == torch.float32)
+            (not isinstance(lr, Tensor) or (lr.device, lr.dtype) == here)
             and not any(isinstance(number, Tensor) for number in numbers)
         )
     else:
