@@ -132,13 +132,14 @@ def _lift_rows(
     places = torch.arange(rank, dtype=torch.int32, device=gradient.device)
     position = torch.full((len(stack), cut.slots), -1, dtype=torch.int32, device=gradient.device)
     position.scatter_(1, slot, places.expand(slot.shape))
+    lr, decay = rates_on(gradient.device, write)
     lift_kernel[grid](
         stack, target, held, job.coefficients.contiguous(), job.update.contiguous(), position,
         *tables(cut, split, gradient.device), stack.shape[1], each,
         *(stride for own in stacks for stride in _strides(own)), rank, 0,
-        write.lr, write.weight_decay, job.share, _state_key(momentum, _MOMENTUM, job.step),
+        lr, decay, job.share, _state_key(momentum, _MOMENTUM, job.step),
         _NO_KEY if write.key is None else write.key, RANDOM=write.key is not None,
-        RATE_AT=isinstance(write.lr, Tensor), DECAY_AT=isinstance(write.weight_decay, Tensor),
+        RATE_AT=isinstance(lr, Tensor), DECAY_AT=isinstance(decay, Tensor),
         **_constants(cut, split),
     )  # fmt: skip
 
@@ -163,20 +164,29 @@ def _step_rows(
     )
     first, second, rows = moments
     rank, weights = job.indices.shape[-1], job.weights
+    lr, decay = rates_on(gradient.device, write)
     rows_kernel[grid](
         stack, target, first, first if second is None else second, first if rows is None else rows,
         scratch, slot, slot if job.before is None else job.before, job.eps,
         job.eps if job.shares is None else job.shares, column, job.scale,
         *tables(cut, split, gradient.device), stack.shape[1], each,
         *_strides(stack), *_strides(target), rank, 0,
-        write.lr, write.weight_decay, *weights, *job.betas, job.decay, job.plain_eps,
+        lr, decay, *weights, *job.betas, job.decay, job.plain_eps,
         _state_key(first, _FIRST, job.step), _state_key(first, _SECOND, job.step),
         _NO_KEY if write.key is None else write.key,
         PR=padded(rank), REST=job.rest, FACTORED=second is None, MOVED=job.before is not None,
-        RANDOM=write.key is not None, RATE_AT=isinstance(write.lr, Tensor),
-        DECAY_AT=isinstance(write.weight_decay, Tensor), WEIGHTS_AT=isinstance(weights[0], Tensor),
+        RANDOM=write.key is not None, RATE_AT=isinstance(lr, Tensor),
+        DECAY_AT=isinstance(decay, Tensor), WEIGHTS_AT=isinstance(weights[0], Tensor),
         **_constants(cut, split),
     )  # fmt: skip
+
+
+def rates_on(device: torch.device, write: RowWrite) -> tuple[Any, ...]:
+    """Return the rate and the weight decay as a kernel on ``device`` takes them: one that is elsewhere as a number."""
+    return tuple(
+        number.item() if isinstance(number, Tensor) and number.device != device else number
+        for number in (write.lr, write.weight_decay)
+    )
 
 
 def _by_slot(job: RowStep, cut: Factors, matrices: int) -> tuple[Tensor, Tensor]:

@@ -147,3 +147,18 @@ def test_what_a_gpu_has_the_registers_for(monkeypatch):
     assert not _torch_rows.takes(x.mT.contiguous().mT, x)
     monkeypatch.delenv("LOWRANK_KERNELS")
     assert not _torch_rows.takes(x, x)
+
+
+@needs_triton
+def test_a_rate_of_another_device_reaches_a_kernel_as_a_number(torch):
+    # A kernel would take the address of a tensor of the CPU for one of its own device's.
+    from lowrank_backends._triton_launch import rates_on
+
+    from lowrank_core.ops.rows import RowWrite
+
+    lr, decay = torch.tensor(0.5), torch.empty((), device="meta")
+    rates = rates_on(torch.device("meta"), RowWrite(lr, decay))
+    assert rates[0] == 0.5
+    assert type(rates[0]) is float
+    assert rates[1] is decay
+    assert rates_on(torch.device("cpu"), RowWrite(lr, 0.1)) == (lr, 0.1)
