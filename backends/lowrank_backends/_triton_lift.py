@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from lowrank_backends._triton_dct import forward, inverse, load_row, load_sum, tile_places, within
-from lowrank_backends._triton_rounding import number, store_row
+from lowrank_backends._triton_rounding import move_row, number
 
 
 @triton.jit(do_not_specialize=["each"])
@@ -93,10 +93,10 @@ def lift_rows(
         a = _placed(coefficients + there * count, tl.load(by_slot + tile), mask)
         b = _placed(coefficients + there * count, tl.load(by_slot + TILE + tile), mask)
         even, odd = inverse(a * half, b, outer, inner, phases, first, z, P1, P2, SPLIT)
-        me, mo = load_sum(momentum, far * m_row, gradient, far * g_row, q, n, mask, True)
-        me -= share * even
-        mo -= share * odd
-        store_row(momentum, far * m_row, q, n, me, mo, mask, momentum_key, drawn, True)
+        ge, go = load_row(gradient, far * g_row, q, n, mask)
+        even = share * even - ge
+        odd = share * odd - go
+        move_row(momentum, far * m_row, q, n, even, odd, mask, 1.0, 1.0, momentum_key, drawn, True)
 
         # Anew, so that nothing of the first lift is held in registers for the second.
         z = z + zero
@@ -107,7 +107,4 @@ def lift_rows(
         a = _placed(update + there * count, tl.load(by_slot + tile), mask)
         b = _placed(update + there * count, tl.load(by_slot + TILE + tile), mask)
         even, odd = inverse(a * half, b, outer, inner, phases, first, z, P1, P2, SPLIT)
-        we, wo = load_row(target, far * w_row, q, n, mask)
-        we = we * keep - lr * even
-        wo = wo * keep - lr * odd
-        store_row(target, far * w_row, q, n, we, wo, mask, key, drawn, RANDOM)
+        move_row(target, far * w_row, q, n, even, odd, mask, keep, lr, key, drawn, RANDOM)

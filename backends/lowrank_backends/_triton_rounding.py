@@ -46,11 +46,15 @@ def narrow(x, kind: tl.constexpr, key, index, RANDOM: tl.constexpr):
 
 
 @triton.jit
-def store_row(x, start, q, n: tl.constexpr, even, odd, mask, key, drawn, RANDOM: tl.constexpr):
-    """Write the two tiles of samples of a row, as `load_row` reads them; draws are numbered from ``drawn`` on."""
+def move_row(
+    x, start, q, n: tl.constexpr, even, odd, mask, keep, rate, key, drawn, RANDOM: tl.constexpr
+):
+    """Do ``x <- keep * x - rate * u`` to a row, the two tiles of samples of ``u`` given; draws begin at ``drawn``."""
     kind: tl.constexpr = x.dtype.element_ty
-    # Places are said as `load_row` says them: the compiler then holds them in registers once.
+    back = (n - 1) - 2 * q
     to_even = x + start + 2 * q
-    to_odd = x + start + (n - 1) - 2 * q
-    tl.store(to_even, narrow(even, kind, key, drawn + 2 * q, RANDOM), mask=mask)
-    tl.store(to_odd, narrow(odd, kind, key, drawn + (n - 1) - 2 * q, RANDOM), mask=mask)
+    to_odd = x + start + back
+    xe = tl.load(to_even, mask=mask, other=0.0).to(tl.float32) * keep - rate * even
+    xo = tl.load(to_odd, mask=mask, other=0.0).to(tl.float32) * keep - rate * odd
+    tl.store(to_even, narrow(xe, kind, key, drawn + 2 * q, RANDOM), mask=mask)
+    tl.store(to_odd, narrow(xo, kind, key, drawn + back, RANDOM), mask=mask)

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from lowrank_backends._triton_dct import forward, inverse, load_row, tile_places, within
-from lowrank_backends._triton_rounding import narrow, number, store_row
+from lowrank_backends._triton_rounding import move_row, narrow, number
 
 
 @triton.jit
@@ -139,10 +139,9 @@ def step_rows(
         if REST == "sign":
             even += tl.load(own + 2 * TILE + tile)
             odd += tl.load(own + 3 * TILE + tile)
+        # What draws are numbered by may wrap around.
+        drawn_w = (there * n).to(tl.int32)
         to = row.to(tl.int64) * w_row
-        we, wo = load_row(target, to, q, n, mask)
-        we = we * keep - lr * even
-        wo = wo * keep - lr * odd
-        store_row(target, to, q, n, we, wo, mask, key, (there * n).to(tl.int32), RANDOM)
+        move_row(target, to, q, n, even, odd, mask, keep, lr, key, drawn_w, RANDOM)
         # The next row's coefficients go where this one's are read.
         tl.debug_barrier()
