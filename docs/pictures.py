@@ -432,6 +432,7 @@ def frontier() -> Figure:
     found = [
         (size, [s for s in study_table.standings(study_table.wholes(own)) if len(s.runs) > 2])
         for size, own in sorted(study_table.sizes(lines).items())
+        if size[-1] == study_table.TEXT
     ]
     found = [(size, standings) for size, standings in found if len(standings) > 2]
     figure = Figure(figsize=(3.9 * len(found), 3.9), facecolor="none")
@@ -477,6 +478,9 @@ OURS = {
     "factored, 8 bits": "tiny",
     "trion": "Trion",
     "trion, 8 bits": "Trion, 8 bits",
+    "trion, even rows, 8 bits": "even rows",
+    "trion, all columns, 8 bits": "all columns",
+    "trion, all columns, even rows, 8 bits": "Trion, all, even",
 }
 
 PICTURES = {
