@@ -138,7 +138,8 @@ def aligned_steps(
             factor = partial(iteration.factor, round_=round_, ops=ops)
             o = multiply(o, (yield Sum(gram(o, gram_axis, ops), factor)), gram_axis)
     if config.row_decay is not None:
-        o, row_energy = yield from _even_rows(o, row_energy, config.row_decay, matrix)
+        row_energy, roots, lengths = _even(o, row_energy, config.row_decay, matrix)
+        o = o * ((yield Sum(lengths, partial(_root_of_ratio, ops))) / roots)
     return finish(Aligned(indices, vectors, b, o, row_energy))
 
 
@@ -162,28 +163,29 @@ def _updated(
     return replace(left, factor=found.update), after
 
 
-def _even_rows(
-    o: Array, energy: Array, decay: Scalar, matrix: MatrixStep[TrionConfig]
-) -> Steps[tuple[Array, Array]]:
-    """Divide rows by the roots of their running mean squares, ``o`` as long as before (NorMuon); return both.
+def _even(
+    o: Array, row_energy: Array, decay: Scalar, matrix: MatrixStep[TrionConfig]
+) -> tuple[Array, Array, Array]:
+    """Return what rows of ``o`` are divided by to be even, ``sqrt(v)``, and the sums that keep its length (NorMuon).
 
     ``v_i <- d v_i + (1 - d) mean_j o_ij^2``, ``o_i <- ||o|| / ||o / sqrt(v)|| o_i / sqrt(v_i)``: whatever corrected
-    ``v`` for its start at zero would cancel. A row that was never but zeros stays so.
+    ``v`` for its start at zero would cancel. A row that was never but zeros stays so. Returned are ``v``, its roots and
+    the squares of both lengths, ``(2, ...)``.
     """
     layout, ops = matrix.layout, matrix.ops
     xp = ops.xp
     squares = row_squares(o, layout.axis, ops)
-    energy = update_energy(energy, squares, layout.rank, decay)
-    square = xp.where(energy > 0, energy, xp.ones_like(energy))
+    row_energy = update_energy(row_energy, squares, layout.rank, decay)
+    square = xp.where(row_energy > 0, row_energy, xp.ones_like(row_energy))
     lengths = [xp.sum(x, axis=(-2, -1)) for x in (squares, squares / square)]
-    factor = yield Sum(xp.stack(lengths), partial(_root_of_ratio, ops))
-    return o * (factor[..., None, None] / xp.sqrt(square)), energy
+    return row_energy, xp.sqrt(square), xp.stack(lengths)
 
 
 def _root_of_ratio(ops: Ops, squares: Array) -> Array:
-    """Return the root of the first of two numbers over the second, zero where both are."""
+    """Return the root of the first of two numbers over the second, ``(..., 1, 1)``, zero where both are."""
     xp, (first, second) = ops.xp, (squares[0, ...], squares[1, ...])
-    return xp.sqrt(first / xp.where(second > 0, second, xp.ones_like(second)))
+    ratio = xp.sqrt(first / xp.where(second > 0, second, xp.ones_like(second)))
+    return ratio[..., None, None]
 
 
 def _coefficients(gradient: Array, state: TrionState, matrix: MatrixStep[TrionConfig]) -> Any:

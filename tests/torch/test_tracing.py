@@ -58,7 +58,7 @@ def test_compiled_step_equals_the_plain_one(compiler, backend, bias_correction):
 def test_every_rule_compiles_without_a_break(compiler, residual):
     rate, given = torch.tensor(0.02), parameters((24, 10), (24, 10), (5,))
     if residual is None:
-        optimizer = Trion(given, lr=rate, rank=3)
+        optimizer = Trion(given, lr=rate, rank=3, row_decay=0.9)
     else:
         moment = "factored" if residual == "bounded" else "full"
         optimizer = DCTAdamW(given, lr=rate, rank=3, residual=residual, second_moment=moment)
