@@ -1,6 +1,6 @@
 """How many times fused AdamW's time a step on one large matrix takes on a CPU, with Numba's panels and without.
 
-    python tests/benchmarks/cpu_step.py [--size 4096] [--threads 1] [--rounds 9] [--only Trion]
+    python tests/benchmarks/cpu_step.py [--size 4096] [--columns 4096] [--threads 1] [--rounds 9] [--only Trion]
 
 All take turns in one process. Shown are the medians over the rounds of their ratios to AdamW's step, of the process's
 CPU time and of the time on the wall, and the same of the transform beside PyTorch's real FFT, written to memory. With
@@ -39,10 +39,10 @@ WITHOUT = ", without Numba"
 TRION: dict[str, int | float] = {"Trion": 0.25, "Trion, rank 512": 512, "Trion, rank 128": 128}
 
 
-def matrix(size: int) -> torch.nn.Parameter:
-    """Return a square parameter with a gradient."""
-    parameter = torch.nn.Parameter(0.02 * torch.randn(size, size))
-    parameter.grad = torch.randn(size, size)
+def matrix(shape: tuple[int, int]) -> torch.nn.Parameter:
+    """Return a parameter with a gradient."""
+    parameter = torch.nn.Parameter(0.02 * torch.randn(shape))
+    parameter.grad = torch.randn(shape)
     return parameter
 
 
@@ -62,29 +62,29 @@ def bare_fft(x: Tensor, out: Tensor) -> None:
         target.copy_(torch.fft.rfft(source))
 
 
-def cases(size: int, only: str = "") -> dict[str, Callable[[], object]]:
+def cases(shape: tuple[int, int], only: str = "") -> dict[str, Callable[[], object]]:
     """Return what takes turns, by name: of the optimizers AdamW, and those whose names begin with ``only``."""
     turns: dict[str, Callable[[], object]] = {
-        "AdamW": torch.optim.AdamW([matrix(size)], lr=RATE, fused=True).step
+        "AdamW": torch.optim.AdamW([matrix(shape)], lr=RATE, fused=True).step
     }
     makers: dict[str, Callable[[], torch.optim.Optimizer]] = {
         name: partial(
-            lambda own: lowrank_torch.DCTAdamW([matrix(size)], lr=RATE, **own),
+            lambda own: lowrank_torch.DCTAdamW([matrix(shape)], lr=RATE, **own),
             {"rank": 0.25, **options},
         )
         for name, options in OPTIONS.items()
     }
     for name, rank in TRION.items():
         makers[name] = partial(
-            lambda own: lowrank_torch.Trion([matrix(size)], lr=RATE, rank=own), rank
+            lambda own: lowrank_torch.Trion([matrix(shape)], lr=RATE, rank=own), rank
         )
     for name, make in makers.items():
         if not name.startswith(only):
             continue
         turns[name] = make().step
         turns[name + WITHOUT] = without_panels(make().step)
-    x = torch.randn(size, size)
-    out = torch.empty(size, size // 2 + 1, dtype=torch.complex64)
+    x = torch.randn(shape)
+    out = torch.empty(shape[0], shape[1] // 2 + 1, dtype=torch.complex64)
     turns["real FFT"] = lambda: bare_fft(x, out)
     turns["dct"] = lambda: lowrank_core.dct(x, method="fft")
     turns["dct" + WITHOUT] = without_panels(turns["dct"])
@@ -94,18 +94,18 @@ def cases(size: int, only: str = "") -> dict[str, Callable[[], object]]:
 def main() -> None:
     """Print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--size", type=int, default=4096)
+    parser.add_argument("--size", type=int, default=4096, help="rows")
+    parser.add_argument("--columns", type=int, help="as many as rows, unless told otherwise")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--only", default="")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    turns = cases(given.size, given.only)
+    shape = (given.size, given.columns or given.size)
+    turns = cases(shape, given.only)
     taken = take_turns(turns, given.rounds)
-    panels = (
-        "there" if _torch_panels.launches_for(torch.ones(given.size, given.size)) else "not there"
-    )
-    print(f"{given.size} x {given.size}, {given.threads} threads, Numba {panels}")
+    panels = "there" if _torch_panels.launches_for(torch.ones(shape)) else "not there"
+    print(f"{shape[0]} x {shape[1]}, {given.threads} threads, Numba {panels}")
     for name in turns:
         base = "real FFT" if name.startswith("dct") else "AdamW"
         ratios = {clock: median_ratio(own[name], own[base]) for clock, own in taken.items()}
