@@ -31,6 +31,7 @@ ADAPTED = {
     "lowrank_backends._numba_lanes": {"numba", "llvmlite"},
     "lowrank_backends._numba_launch": {"torch", "numpy"},
     "lowrank_backends._numba_lift": {"numpy"},
+    "lowrank_backends._numba_panels": {"numpy"},
     "lowrank_backends._numba_rows": {"numpy"},
     "lowrank_backends._numba_step": {"numpy"},
     "lowrank_backends._numba_tables": {"numpy"},
