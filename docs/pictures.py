@@ -459,7 +459,7 @@ def frontier() -> Figure:
                 ha="right" if ours else "left", va="center", color=ink, fontsize=8.5,
             )  # fmt: skip
         axes.set_xscale("log")
-        axes.margins(x=0.3)
+        axes.margins(x=0.4)
         low, high = axes.get_xlim()
         ticks = [tick for tick in (1, 2, 5, 10, 20, 50) if low <= tick <= high]
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -480,7 +480,7 @@ OURS = {
     "trion, 8 bits": "Trion, 8 bits",
     "trion, even rows, 8 bits": "even rows",
     "trion, all columns, 8 bits": "all columns",
-    "trion, all columns, even rows, 8 bits": "Trion, all, even",
+    "trion, all columns, even rows, 8 bits": "all, even",
 }
 
 PICTURES = {
