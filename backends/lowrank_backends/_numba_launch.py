@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -29,7 +29,7 @@ def _ranges(rows: int, n: int) -> list[slice]:
     return [slice(start, min(start + length, rows)) for start in range(0, rows, length)]
 
 
-def lies_across(x: Tensor) -> bool:
+def _lies_across(x: Tensor) -> bool:
     """Return whether the rows of a matrix that the panels take lie side by side in memory, as columns do."""
     return not x.is_contiguous()
 
@@ -43,23 +43,30 @@ def _rows(x: Tensor, across: bool) -> Any:
     return _numbers(x.mT if across else x)
 
 
-def _transform(work: Callable[..., object], x: Tensor) -> Tensor:
-    """Return what ``work``, one of the transforms of `lowrank_backends._numba_rows`, makes of rows ``(m, n)``."""
-    across, held = lies_across(x), tuple(tables(x.shape[-1]))
-    out = empty(x.mT.shape, x.dtype).mT if across else empty(x.shape, x.dtype)
-    source, target = _rows(x, across), _rows(out, across)
-    for_each(lambda own: work(source, target, own.start, own.stop, across, held), _ranges(*x.shape))
-    return out
+def _alike(x: Tensor, columns: int, across: bool) -> Tensor:
+    """Return memory for as many rows as ``x`` has, laid out as these are."""
+    if across:
+        return empty((columns, len(x)), x.dtype).mT
+    return empty((len(x), columns), x.dtype)
 
 
 def dct(x: Tensor) -> Tensor:
     """Return the orthonormal DCT-II of rows ``(m, n)``."""
-    return _transform(_numba_rows.dct_rows, x)
+    return _columns(x, tables(x.shape[-1]).place, None)
 
 
 def idct(coefficients: Tensor) -> Tensor:
     """Return the inverse of :func:`dct`."""
-    return _transform(_numba_rows.idct_rows, coefficients)
+    x, held = coefficients, tuple(tables(coefficients.shape[-1]))
+    across = _lies_across(x)
+    out = _alike(x, x.shape[-1], across)
+    source, target = _rows(x, across), _rows(out, across)
+
+    def work(own: slice) -> None:
+        _numba_rows.idct_rows(source, target, own.start, own.stop, across, held)
+
+    for_each(work, _ranges(*x.shape))
+    return out
 
 
 def dct_sums(x: Tensor, norms: Sequence[str], plus: Tensor | None = None) -> Tensor:
@@ -67,7 +74,7 @@ def dct_sums(x: Tensor, norms: Sequence[str], plus: Tensor | None = None) -> Ten
 
     Each norm is one pass over ``x``. The sums are the same with any number of threads.
     """
-    across, ranges, held = lies_across(x), _ranges(*x.shape), tuple(tables(x.shape[-1]))
+    across, ranges, held = _lies_across(x), _ranges(*x.shape), tuple(tables(x.shape[-1]))
     parts = np.empty((len(norms), len(ranges), x.shape[-1]), np.float32)
     source, more = _pair(x, plus, across)
 
@@ -83,14 +90,18 @@ def dct_sums(x: Tensor, norms: Sequence[str], plus: Tensor | None = None) -> Ten
 
 def dct_columns(x: Tensor, indices: Tensor, plus: Tensor | None = None) -> Tensor:
     """Return the columns ``indices`` of the DCT of rows ``(m, n)``, ``plus`` added: ``(m, r)``, in one pass."""
-    across, held, rank = lies_across(x), tables(x.shape[-1]), len(indices)
-    slots, (source, more) = _slots(indices, held), _pair(x, plus, across)
-    out = empty((rank, len(x)), x.dtype).mT if across else empty((len(x), rank), x.dtype)
-    target = _rows(out, across)
+    return _columns(x, _slots(indices, tables(x.shape[-1])), plus)
+
+
+def _columns(x: Tensor, slots: Any, plus: Tensor | None) -> Tensor:
+    """Return the columns at these offsets in a panel."""
+    across, held = _lies_across(x), tuple(tables(x.shape[-1]))
+    out = _alike(x, len(slots), across)
+    (source, more), target = _pair(x, plus, across), _rows(out, across)
 
     def work(own: slice) -> None:
-        given = (own.start, own.stop, across, slots, tuple(held))
-        _numba_lift.dct_columns(source, more, target, *given)
+        given = (own.start, own.stop, across, slots, held)
+        _numba_rows.dct_columns(source, more, target, *given)
 
     for_each(work, _ranges(*x.shape))
     return out
@@ -100,7 +111,7 @@ def lift_rows(
     parameter: Tensor, gradient: Tensor, momentum: Tensor, job: RowLift, write: RowWrite
 ) -> None:
     """Do what `lowrank_core.StandardOps.lift_rows` does on ``(m, n)``, in place, in one pass."""
-    across, held = lies_across(gradient), tables(gradient.shape[-1])
+    across, held = _lies_across(gradient), tables(gradient.shape[-1])
     low = (_numbers((x.mT if across else x).contiguous()) for x in (job.coefficients, job.update))
     arrays = [*(_rows(x, across) for x in (parameter, momentum, gradient)), *low]
     lr = float(write.lr)
@@ -128,7 +139,7 @@ def step_rows(
     parameter: Tensor, gradient: Tensor, moments: RowMoments, job: RowStep, write: RowWrite
 ) -> None:
     """Do what `lowrank_core.StandardOps.step_rows` does on ``(m, n)``, in place, in one pass."""
-    across, held = lies_across(gradient), tables(gradient.shape[-1])
+    across, held = _lies_across(gradient), tables(gradient.shape[-1])
     first = _rows(moments.first, across)
     second = first if moments.second is None else _rows(moments.second, across)
     energy = np.empty(0, np.float32) if moments.rows is None else _numbers(moments.rows.view(-1))

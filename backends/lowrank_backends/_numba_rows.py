@@ -1,8 +1,9 @@
 """Transforms of the rows of a matrix, and the sums of their coefficients, by panels, compiled by Numba.
 
 The calls let go of Python's lock, so that threads work side by side, each on rows of its own: ``start`` to ``stop``.
-``entries`` are those of `Tables`, a plain tuple: Numba takes a millisecond to find out what a named one holds. Of
-``across`` see `lowrank_backends._numba_panels`.
+``slots`` ``(r,)`` are the offsets of columns in a panel; those of all are `Tables.place`. ``entries`` are those of
+`Tables`, a plain tuple: Numba takes a millisecond to find out what a named one holds. Of ``across`` see
+`lowrank_backends._numba_panels`.
 """
 
 from __future__ import annotations
@@ -28,42 +29,57 @@ from lowrank_backends._numba_tables import PANEL, Tables
 
 
 @compiled
-def dct_rows(rows, out, start, stop, across, entries):
-    """Write the DCT of ``rows`` ``(m, n)`` to ``out``."""
-    tables = Tables(*entries)
-    n, x = tables.n, np.empty(tables.n * PANEL, np.float32)
-    spare = spare_rows(n, across)
+def dct_columns(rows, more, out, start, stop, across, slots, entries):
+    """Write the chosen columns of the DCT of ``rows`` ``(m, n)``, ``more`` added, to ``out`` ``(m, r)``."""
+    tables, rank = Tables(*entries), len(slots)
+    n, x, whole = tables.n, np.empty(tables.n * PANEL, np.float32), rank // WIDTH * WIDTH
+    spare, spare_more = spare_rows(n, across), spare_rows(n, across)
+    spare_out = spare_rows(rank, across)
     for row in range(start, stop, PANEL):
         source, first = begin(rows, row, stop, spare, across)
-        read(source, source[:0], first, x, n, across)
+        added, _ = begin(more, row, stop, spare_more, across)
+        read(source, added, first, x, n, across)
         dct(x, tables)
-        target, first = begin(out, row, stop, spare, across)
+        target, first = begin(out, row, stop, spare_out, across)
         if across:
-            for k in range(n):
-                copy(x, tables.place[k], target, k * target.shape[1] + first)
+            for p in range(rank):
+                copy(x, slots[p], target, p * target.shape[1] + first)
         else:
             for half in range(0, PANEL, WIDTH):
-                for k in range(0, n, WIDTH):
-                    put_eight(target, (first + half) * n + k, n, at(x, tables.place, k, half))
-        end(out, row, stop, spare, across)
+                for p in range(0, whole, WIDTH):
+                    put_eight(target, (first + half) * rank + p, rank, at(x, slots, p, half))
+            for p in range(whole, rank):
+                target[first : first + PANEL, p] = x[slots[p] : slots[p] + PANEL]
+        end(out, row, stop, spare_out, across)
+
+
+@compiled
+def lift(values, row, stop, x, slots, tables, spare, across):
+    """Write to the panel ``x`` the samples of 16 rows whose coefficients are ``values`` at the slots, else zero."""
+    rank = len(slots)
+    source, first = begin(values, row, stop, spare, across)
+    whole = rank // WIDTH * WIDTH
+    x[:] = 0
+    if across:
+        for p in range(rank):
+            copy(source, p * source.shape[1] + first, x, slots[p])
+    else:
+        for half in range(0, PANEL, WIDTH):
+            for p in range(0, whole, WIDTH):
+                put_at(x, slots, p, half, eight(source, (first + half) * rank + p, rank))
+        for p in range(whole, rank):
+            x[slots[p] : slots[p] + PANEL] = source[first : first + PANEL, p]
+    idct(x, tables)
 
 
 @compiled
 def idct_rows(rows, out, start, stop, across, entries):
-    """Write the inverse of `dct_rows` to ``out``."""
+    """Write the inverse DCT of ``rows`` ``(m, n)`` to ``out``."""
     tables = Tables(*entries)
     n, x = tables.n, np.empty(tables.n * PANEL, np.float32)
     spare = spare_rows(n, across)
     for row in range(start, stop, PANEL):
-        source, first = begin(rows, row, stop, spare, across)
-        if across:
-            for k in range(n):
-                copy(source, k * source.shape[1] + first, x, tables.place[k])
-        else:
-            for half in range(0, PANEL, WIDTH):
-                for k in range(0, n, WIDTH):
-                    put_at(x, tables.place, k, half, eight(source, (first + half) * n + k, n))
-        idct(x, tables)
+        lift(rows, row, stop, x, tables.place, tables, spare, across)
         target, first = begin(out, row, stop, spare, across)
         if across:
             for place in range(n):
@@ -82,11 +98,8 @@ def dct_sums(rows, more, out, start, stop, across, entries, absolute):
     ``more`` is added to the rows first, if it has any.
     """
     tables = Tables(*entries)
-    n, x, sums = (
-        tables.n,
-        np.empty(tables.n * PANEL, np.float32),
-        np.zeros(tables.n * WIDTH, np.float32),
-    )
+    n, x = tables.n, np.empty(tables.n * PANEL, np.float32)
+    sums = np.zeros(n * WIDTH, np.float32)
     spare, spare_more = spare_rows(n, across), spare_rows(n, across)
     for row in range(start, stop, PANEL):
         source, first = begin(rows, row, stop, spare, across)

@@ -128,23 +128,13 @@ class TorchOps(StandardOps[Tensor]):
     def dct(self, x: Tensor, *, axis: int) -> Tensor:
         """Return the orthonormal DCT-II, block by block on the CPU, elsewhere the whole at once."""
         if _is_plain(x):
-            rows = x if axis == -1 else x.mT
-            panels = _torch_panels.launches_for(rows)
-            if panels is None:
-                return _torch_cosine.dct(x, axis=axis)
-            found: Tensor = panels.dct(rows)
-            return found if axis == -1 else found.mT
+            return _on_cpu("dct", x, axis)
         return self._whole(dct_by_fft, x, axis=axis)
 
     def idct(self, coefficients: Tensor, *, axis: int) -> Tensor:
         """Return the inverse of :meth:`dct`."""
         if _is_plain(coefficients):
-            rows = coefficients if axis == -1 else coefficients.mT
-            panels = _torch_panels.launches_for(rows)
-            if panels is None:
-                return _torch_cosine.idct(coefficients, axis=axis)
-            found: Tensor = panels.idct(rows)
-            return found if axis == -1 else found.mT
+            return _on_cpu("idct", coefficients, axis)
         return self._whole(idct_by_fft, coefficients, axis=axis)
 
     def _whole(self, transform: Callable[..., Tensor], x: Tensor, *, axis: int) -> Tensor:
@@ -331,15 +321,16 @@ class TorchOps(StandardOps[Tensor]):
         shape = list(values.shape)
         shape[axis] = size
         full = values.new_zeros(shape)
-        index = self.as_index(indices)
-        if index.ndim == 1:
-            return full.index_copy_(axis, index, values)
-        return full.scatter_(axis, expand_index(index, values, axis, self.xp), values)
+        return self._write_at(full, values, indices, axis)
 
     def put_over(self, x: Tensor, values: Tensor, indices: Tensor, *, axis: int) -> Tensor:
         """Return ``x``, with ``values`` written to it at ``indices``."""
         if x.requires_grad or values.requires_grad or _is_recorded():
             return super().put_over(x, values, indices, axis=axis)
+        return self._write_at(x, values, indices, axis)
+
+    def _write_at(self, x: Tensor, values: Tensor, indices: Tensor, axis: int) -> Tensor:
+        """Write ``values`` to ``x`` at ``indices``, and return it."""
         index = self.as_index(indices)
         if index.ndim == 1:
             return x.index_copy_(axis, index, values)
@@ -357,6 +348,17 @@ class TorchOps(StandardOps[Tensor]):
         with torch.inference_mode(False), torch.no_grad():
             value: Tensor = super().constant((key, torch._guards.detect_fake_mode()), build)
         return value
+
+
+def _on_cpu(transform: str, x: Tensor, axis: int) -> Tensor:
+    """Return the ``transform``, by its name, of a plain tensor: by panels where these take it, else by blocks."""
+    rows = x if axis == -1 else x.mT
+    panels = _torch_panels.launches_for(rows)
+    if panels is None:
+        blocks: Tensor = getattr(_torch_cosine, transform)(x, axis=axis)
+        return blocks
+    found: Tensor = getattr(panels, transform)(rows)
+    return found if axis == -1 else found.mT
 
 
 def _blocks(x: Tensor, dim: int) -> Iterator[slice]:

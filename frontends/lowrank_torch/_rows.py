@@ -43,13 +43,15 @@ class Members(NamedTuple):
 def takes_rows(stack: Stack, bound: BoundMatrices, members: Members, ops: Ops) -> bool:
     """Return whether `step_rows` does the step of these matrices, of a stack that may be stepped so."""
     passes: Any = stack.rule.passes
-    if torch.compiler.is_compiling() or any(m.projected is not None for m in stack.members):
+    if torch.compiler.is_compiling() or not passes.fits(bound.step):
+        return False
+    if any(member.projected is not None for member in stack.members):
         return False
     if type(members.states[0].step) is not int and _draws(passes, members, stack):
         return False
     targets, gradients, states = members.as_rows(passes, bound.step.layout.axis)
     rows = (passes.of_rows(state).values() for state in states)
-    return all(map(ops.has_row_kernels, gradients, targets, rows)) and passes.fits(bound.step)
+    return all(map(ops.has_row_kernels, gradients, targets, rows))
 
 
 def _draws(passes: Any, members: Members, stack: Stack) -> bool:
