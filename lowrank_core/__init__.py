@@ -17,7 +17,7 @@ from lowrank_core.rules.dct_adamw import dct_adamw_init, dct_adamw_step
 from lowrank_core.rules.dct_adamw_config import DCTAdamWConfig, DCTAdamWState
 from lowrank_core.rules.dct_adamw_projected import dct_adamw_project, dct_adamw_step_projected
 from lowrank_core.rules.diagnostics import MatrixDiagnostics
-from lowrank_core.rules.presets import PRESETS
+from lowrank_core.rules.presets import PRESETS, TRION_PRESETS
 from lowrank_core.rules.state import state_bytes
 from lowrank_core.rules.trion import trion_init, trion_step
 from lowrank_core.rules.trion_config import TrionConfig, TrionState
@@ -35,6 +35,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "PRESETS",
+    "TRION_PRESETS",
     "Basis",
     "CoefficientRest",
     "Crossovers",

@@ -45,7 +45,10 @@ UpdateScale: TypeAlias = Literal["none", "spectral", "dion", "rms"]
 StateDType: TypeAlias = Literal["float64", "float32", "bfloat16", "float16"]
 #: A dtype by name, or any library's object for it.
 StateDTypeLike: TypeAlias = StateDType | DType
-PresetName: TypeAlias = Literal["factored", "tiny", "galore", "fira", "ldadam", "paper"]
+#: Presets of DCT-AdamW.
+PresetName: TypeAlias = Literal["factored", "tiny", "galore", "fira", "frugal", "ldadam", "paper"]
+#: Presets of Trion.
+TrionPresetName: TypeAlias = Literal["best"]
 #: What frontends do about gradients that are not finite.
 Nonfinite: TypeAlias = Literal["propagate", "skip", "raise"]
 
@@ -57,6 +60,7 @@ class SharedOptions(TypedDict, total=False):
     score: Score
     side: Side
     method: Method
+    update_scale: Scalar
 
 
 class OptionsOfDCTAdamW(TypedDict, total=False):
@@ -70,7 +74,6 @@ class OptionsOfDCTAdamW(TypedDict, total=False):
     score_decay: Scalar | None
     hysteresis: Scalar
     bias_correction: BiasCorrection
-    update_scale: Scalar
     second_moment: SecondMoment
     moment_bits: MomentBits | None
     seed: int

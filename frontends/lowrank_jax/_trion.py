@@ -9,9 +9,10 @@ import optax
 
 from lowrank_core import TrionConfig
 from lowrank_core._typing import Scalar
-from lowrank_core.option_types import Nonfinite
+from lowrank_core.option_types import Nonfinite, TrionPresetName
 from lowrank_core.rules.known import TRION
 from lowrank_core.rules.options import shows_options
+from lowrank_core.rules.presets import TRION_PRESETS, with_preset
 from lowrank_jax._axes import AxesRule, axes_by_name
 from lowrank_jax._nonfinite import watched
 from lowrank_jax._option_types import TrionOptions
@@ -25,6 +26,7 @@ def scale_by_trion(
     momentum: Scalar = 0.85,
     *,
     rank: int | float = 0.25,
+    preset: TrionPresetName | None = None,
     b1: Scalar = 0.9,
     b2: Scalar = 0.95,
     eps: Scalar = 1e-8,
@@ -42,6 +44,8 @@ def scale_by_trion(
         As in `lowrank_core.TrionConfig`.
     rank
         Basis columns the update has: an integer, or a fraction in (0, 1] of the transformed dimension.
+    preset
+        Name of options that go together, of `lowrank_core.TRION_PRESETS`; those given beside it come first.
     b1, b2, eps
         Of Adam.
     matrix_axes
@@ -65,7 +69,8 @@ def scale_by_trion(
     """
     check_adam(b1, b2, eps)
     named = {"rank": rank, "momentum": momentum}
-    config = config_of("scale_by_trion", TrionConfig, named, options)
+    given = with_preset(preset, options, TRION_PRESETS)
+    config = config_of("scale_by_trion", TrionConfig, named, given)
     stepped = Options(TRION, config, needs_low_rank=False)
     return scale_by_rule(stepped, optax.scale_by_adam(b1, b2, eps), matrix_axes)
 
@@ -78,6 +83,7 @@ def trion(
     mask: Any = None,
     *,
     rank: int | float = 0.25,
+    preset: TrionPresetName | None = None,
     b1: Scalar = 0.9,
     b2: Scalar = 0.95,
     eps: Scalar = 1e-8,
@@ -101,7 +107,7 @@ def trion(
     mask
         Which leaves decay: a tree of booleans (or a prefix of one), or a function that returns one for the parameters;
         all by default.
-    rank, b1, b2, eps, matrix_axes, **options
+    rank, preset, b1, b2, eps, matrix_axes, **options
         As in `scale_by_trion`.
     nonfinite
         What is done about an update that holds NaN or infinity: ``"propagate"`` steps on it; ``"skip"`` returns zeros
@@ -124,7 +130,14 @@ def trion(
     """
     check_rates(learning_rate, weight_decay, mask)
     scale = scale_by_trion(
-        momentum, rank=rank, b1=b1, b2=b2, eps=eps, matrix_axes=matrix_axes, **options
+        momentum,
+        rank=rank,
+        preset=preset,
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        matrix_axes=matrix_axes,
+        **options,
     )
     whole = in_wide_precision(
         optax.chain(

@@ -15,6 +15,7 @@ from lowrank_core.option_types import (
     PresetName,
     SharedOptions,
     StateDType,
+    TrionPresetName,
 )
 
 Rate: TypeAlias = float | Tensor
@@ -87,4 +88,5 @@ class TrionSettings(NamedOptions, TrionOptions, GroupingOptions, total=False):
 
     algorithm: Literal["trion", "adamw"]
     momentum: Rate
+    preset: TrionPresetName | None
     process_group: Any

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from lowrank_core import TrionConfig
+from lowrank_core.option_types import TrionPresetName
 from lowrank_core.rules.known import TRION
 from lowrank_core.rules.options import shows_options
+from lowrank_core.rules.presets import TRION_PRESETS, with_preset
 from lowrank_torch._for_model import for_model, shows_arguments_of
 from lowrank_torch._groups import matrix_groups
 from lowrank_torch._matrices import ShapeOptions
@@ -37,6 +39,8 @@ class Trion(LowRankOptimizer):
         Decoupled: each step first multiplies the parameter by ``1 - lr * weight_decay``.
     rank
         Basis columns the update has: an integer, or a fraction in (0, 1] of the transformed dimension.
+    preset
+        Name of options that go together, of `lowrank_core.TRION_PRESETS`; those given beside it come first.
     betas, eps
         Of AdamW.
     process_group
@@ -69,6 +73,7 @@ class Trion(LowRankOptimizer):
         weight_decay: float = 0.01,
         *,
         rank: int | float = 0.25,
+        preset: TrionPresetName | None = None,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         algorithm: Literal["trion", "adamw"] = "trion",
@@ -78,7 +83,12 @@ class Trion(LowRankOptimizer):
         own = {"lr": lr, "weight_decay": weight_decay, "betas": betas, "eps": eps}
         super().__init__(
             params,
-            {"rank": rank, "algorithm": algorithm, "momentum": momentum, **options},
+            {
+                "rank": rank,
+                "algorithm": algorithm,
+                "momentum": momentum,
+                **with_preset(preset, options, TRION_PRESETS),
+            },
             own,
             process_group,
         )

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import NamedTuple, get_args
 
 from lowrank_core._checks import check_choice, check_integer, check_matrix
-from lowrank_core._typing import Array
+from lowrank_core._typing import Array, Scalar
 from lowrank_core.numerics.scaling import scaled_to_one
 from lowrank_core.ops.precision import to_compute
 from lowrank_core.ops.registry import ops_for
@@ -128,7 +128,7 @@ class NewtonSchulz(NamedTuple):
     steps: int
     coefficients: str
     #: What the result is multiplied by.
-    scale: float = 1.0
+    scale: Scalar = 1.0
 
     def rounds(self) -> list[tuple[int, int]]:
         """Return the rounds, each as its first step and the first step of the next."""
@@ -139,7 +139,7 @@ class NewtonSchulz(NamedTuple):
         xp, (start, stop) = ops.xp, round_
         eye = xp.eye(k.shape[-1], dtype=k.dtype, device=ops.device_of(k))
         # What scales the whole scales the small matrix.
-        weight: Array | float = self.scale if stop == self.steps else 1.0
+        weight: Scalar = self.scale if stop == self.steps else 1.0
         if start == 0:
             square = xp.sum(k * eye, axis=(-2, -1))[..., None, None]
             norm = _norm(square, self.coefficients, ops)

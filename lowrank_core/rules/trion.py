@@ -298,12 +298,16 @@ def trion_step(
     return run(trion_steps(gradient, state, matrix))
 
 
-def _scale(config: TrionConfig, layout: Layout) -> float:
+def _scale(config: TrionConfig, layout: Layout) -> Scalar:
+    """Return ``s(m, n)``, what an update with singular values of one is multiplied by."""
     rows, columns = layout.shape[-2:]
-    scale = {
-        "none": 1.0,
-        "spectral": math.sqrt(max(1.0, rows / columns)),
-        "dion": math.sqrt(rows / columns),
-        "rms": 0.2 * math.sqrt(max(rows, columns)),
-    }[config.scale]
+    scale = (
+        config.update_scale
+        * {
+            "none": 1.0,
+            "spectral": math.sqrt(max(1.0, rows / columns)),
+            "dion": math.sqrt(rows / columns),
+            "rms": 0.2 * math.sqrt(max(rows, columns)),
+        }[config.scale]
+    )
     return scale * math.sqrt(layout.size / layout.rank) if config.rank_scaling else scale

@@ -56,6 +56,8 @@ class TrionConfig:
     rank_scaling
         Multiply the update by ``sqrt(size / rank)`` as well, so that its norm, and with it the best rate, does not
         depend on the rank.
+    update_scale
+        What the whole update is multiplied by, weight decay not, dimensionless: so that rates found for AdamW suit.
     row_decay
         Decay rate in [0, 1) of the running mean square of each row of the orthonormalised update, by whose root it is
         divided, the update staying as long as it was (NorMuon, arXiv 2510.05491); ``None`` leaves rows as they are. The
@@ -82,6 +84,7 @@ class TrionConfig:
     coefficients: Coefficients = "muon"
     scale: UpdateScale = "spectral"
     rank_scaling: bool = False
+    update_scale: Scalar = number(1.0)
     row_decay: Scalar | None = number(None)
     momentum_bits: Bits | None = None
     state_dtype: StateDTypeLike | None = None
@@ -97,6 +100,7 @@ class TrionConfig:
         check_orthogonalization(self.steps, self.coefficients)
         check_choice("scale", self.scale, SCALES)
         check_choice("rank_scaling", self.rank_scaling, (False, True))
+        check_number("update_scale", self.update_scale, low=0, include_low=False)
         if self.row_decay is not None:
             check_number("row_decay", self.row_decay, low=0, high=1)
         check_choice("momentum_bits", self.momentum_bits, (None, *BITS))
