@@ -18,7 +18,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ import lowrank_torch
 import torch
 from _job import BETAS, CLIP_NORM, VALIDATION_WINDOWS, rate_factor
 from _llama import Llama, next_byte_loss
-from _rivals import Apollo, Foam, Rival, Scale, adam
+from _packages import MissingPackageError, Packaged, apollo, galore, paper, stable_spam
+from _rivals import Apollo, Dion, Foam, Racs, Rival, Scale, adam
 from _study_table import read, report
 from _text import Corpus, load
 from _weights import first_weights
@@ -60,6 +61,11 @@ def rival(kind: type[Rival]) -> Build:
     return lambda groups, lr: kind(groups, lr, BETAS)
 
 
+def packaged(make: Callable[..., Optimizer]) -> Build:
+    """Another's own package."""
+    return lambda groups, lr: Packaged(make, groups, lr, BETAS)
+
+
 class AdamW(Rival):
     """Adam's direction for every matrix."""
 
@@ -87,7 +93,13 @@ METHODS: dict[str, Build] = {
     "foam": rival(Foam),
     "apollo": rival(Apollo),
     "scale": rival(Scale),
+    "racs": rival(Racs),
+    "dion": rival(Dion),
     "muon": rival(Muon),
+    "galore-torch": packaged(galore),
+    "apollo-torch": packaged(apollo),
+    "stable-spam": packaged(stable_spam),
+    "paper": packaged(paper),
     "galore": ours(basis="svd", refresh_every=50, residual="discard"),
     "fira": ours(basis="svd", refresh_every=50, residual="scaled"),
     "ldadam": ours(basis="power", refresh_every=1, residual="error_feedback"),
@@ -122,6 +134,13 @@ TABLES: dict[str, Mapping[str, tuple[float, ...]]] = {
         "fira": (1e-3, 1.4e-3, 2e-3, 2.8e-3),
         "ldadam": (1e-3, 1.4e-3, 2e-3, 2.8e-3),
         "scale": (4e-3, 8e-3, 1.6e-2, 3.2e-2),
+        "racs": (3.5e-4, 7e-4, 1.4e-3, 2.8e-3),
+        "dion": (5e-3, 1e-2, 2e-2, 4e-2),
+        "frugal": (1.4e-3, 2e-3, 2.8e-3, 4e-3),
+        "galore-torch": (2e-3, 2.8e-3, 4e-3, 5.6e-3),
+        "apollo-torch": (3.5e-3, 7e-3, 1.4e-2, 2.8e-2),
+        "stable-spam": (5e-4, 7e-4, 1e-3, 1.4e-3),
+        "paper": (3.5e-4, 7e-4, 1.4e-3, 2.8e-3),
     },
     "least": {
         "factored, 8 bits": (1e-3, 1.4e-3, 2e-3, 2.8e-3),
@@ -130,6 +149,7 @@ TABLES: dict[str, Mapping[str, tuple[float, ...]]] = {
         "trion, all columns, 8 bits": (1e-2, 2e-2, 4e-2),
         "trion, even rows, 8 bits": (1e-2, 2e-2, 4e-2),
         "trion, all columns, even rows, 8 bits": (1e-2, 2e-2, 4e-2),
+        "best": (7e-4, 1e-3, 1.4e-3, 2e-3),
         "muon": (1e-2, 2e-2, 4e-2, 8e-2),
     },
     "parts": {
@@ -197,9 +217,9 @@ def train(run: Run, corpus: Corpus) -> dict[str, Any]:
     states = [optimizer.state[p] for p in hidden]
     return {
         "loss": total / len(held_out),
-        "hidden_state_bytes": sum(map(held, states)),
-        "state_bytes": sum(map(held, optimizer.state.values())),
-        "numbers_per_weight": sum(map(held, states)) / 4 / sum(p.numel() for p in hidden),
+        "hidden_state_bytes": held(states),
+        "state_bytes": held(optimizer.state.values()),
+        "numbers_per_weight": held(states) / 4 / sum(p.numel() for p in hidden),
         "parameters": sum(p.numel() for p in model.parameters()),
         "ms_per_step": 1e3 * seconds / run.steps,
         "optimizer_ms_per_step": 1e3 * optimizing / run.steps,
@@ -218,9 +238,16 @@ def command_of(run: Run, given: argparse.Namespace) -> str:
     return shlex.join(["study.py", *words, *text])
 
 
-def held(state: Mapping[str, Any]) -> int:
-    """Bytes of the tensors of a parameter's state."""
-    return sum(value.nbytes for value in state.values() if isinstance(value, Tensor))
+def held(states: Iterable[Mapping[str, Any]]) -> int:
+    """Bytes of the tensors of parameters' states and of what other packages keep there, each counted once."""
+    tensors: dict[int, Tensor] = {}
+    for state in states:
+        for value in state.values():
+            within = (
+                [value] if isinstance(value, Tensor) else getattr(value, "__dict__", {}).values()
+            )
+            tensors |= {id(x): x for x in within if isinstance(x, Tensor)}
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def machine() -> dict[str, str]:
@@ -263,6 +290,7 @@ def main(arguments: list[str] | None = None) -> int:
     corpus = load(given.text)
     rates = TABLES[given.table]
     methods = given.method or list(rates)
+    missing = set()
     for seed in given.seeds:
         for method in methods:
             for lr in given.lr or rates[method]:
@@ -273,14 +301,20 @@ def main(arguments: list[str] | None = None) -> int:
                 wanted = asdict(run) | {"text": corpus.fingerprint}
                 if any(wanted.items() <= line.items() for line in lines):
                     continue
-                result = train(run, corpus)
+                try:
+                    result = train(run, corpus)
+                except MissingPackageError as error:
+                    missing.add(f"{method}: {error}")
+                    continue
                 line = wanted | result | machine() | {"threads": given.threads}
                 line["command"] = command_of(run, given)
                 with given.out.open("a") as file:
                     file.write(json.dumps(line) + "\n")
                 lines.append(line)
                 console.print(f"{method}, rate {lr:g}, seed {seed}: {result['loss']:.4f}")
-    return 0
+    for message in sorted(missing):
+        console.print(message)
+    return 1 if missing else 0
 
 
 if __name__ == "__main__":

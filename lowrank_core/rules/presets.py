@@ -21,8 +21,9 @@ _FACTORED: dict[str, Any] = {
 #:
 #: ``factored`` keeps a first moment for the chosen columns and nothing but means over rows and columns beside it;
 #: ``tiny`` keeps that first moment in 8 bits. The others do as methods of others do with the whole of their state:
-#: ``galore`` (J. Zhao et al., arXiv 2403.03507), ``fira`` (X. Chen et al., arXiv 2410.01623), ``ldadam`` (T. Robert
-#: et al., arXiv 2410.16103), ``frugal`` (P. Zmushko et al., arXiv 2411.07837) and ``paper``, DCT-AdamW as it was published (I.-V. Modoranu et al., arXiv 2505.17967).
+#: ``galore`` (J. Zhao et al., arXiv 2403.03507), ``fira`` (X. Chen et al., arXiv 2410.01623), ``frugal`` (P. Zmushko et
+#: al., arXiv 2411.07837), ``ldadam`` (T. Robert et al., arXiv 2410.16103) and ``paper``, DCT-AdamW as it was published
+#: (I.-V. Modoranu et al., arXiv 2505.17967).
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "factored": MappingProxyType(_FACTORED),

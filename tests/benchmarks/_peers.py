@@ -1,7 +1,6 @@
 """The optimizers that are compared, this library's and others', each behind the same few lines.
 
-Others come from PyPI, with `pip install --no-deps`: only the modules that are timed are imported, so that what their
-packages need besides (CUDA extensions, Transformers, bitsandbytes, Weights & Biases) need not be there.
+Others come from PyPI, and only the modules that are timed are imported (`docs/examples/_packages.py`).
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ import importlib.util
 import io
 import sys
 import time
-import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lowrank_torch
@@ -24,16 +23,16 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "docs" / "examples"))
+
+from _packages import TRANSFORMERS, MissingPackageError, load
+
 Build = Callable[[list[Parameter], int], Optimizer]
 
 #: Small, so that thousands of steps leave the numbers as they are.
 RATE = 1e-6
 GALORE_PERIOD = 200
 SELDOM = 10**9
-
-
-class MissingPeerError(Exception):
-    """A package that is compared with is not installed; the message is what to do."""
 
 
 @dataclass(frozen=True)
@@ -61,39 +60,9 @@ class Peer:
             return self.build(parameters, rank)
 
 
-def _load(module: str, *, stubbed: Sequence[str] = ()) -> Any:
-    """Import one module of a package without what the package itself imports.
-
-    ``stubbed`` modules stand in for packages of which the module needs but the name.
-    """
-    package = module.split(".", maxsplit=1)[0]
-    if package not in sys.modules:
-        spec = importlib.util.find_spec(package)
-        if spec is None:
-            name = package.replace("_", "-")
-            raise MissingPeerError(f"not installed: pip install --no-deps {name}")
-        bare = types.ModuleType(package)
-        bare.__path__ = list(spec.submodule_search_locations or ())
-        sys.modules[package] = bare
-    added = []
-    for name in stubbed:
-        if name not in sys.modules:
-            sys.modules[name] = types.ModuleType(name)
-            sys.modules[name].require_version = lambda *_: None  # type: ignore[attr-defined]
-            added.append(name)
-    try:
-        return importlib.import_module(module)
-    finally:
-        for name in added:
-            del sys.modules[name]
-
-
-_TRANSFORMERS = ("transformers", "transformers.utils", "transformers.utils.versions")
-
-
 def _collection() -> Any:
     if importlib.util.find_spec("pytorch_optimizer") is None:
-        raise MissingPeerError("not installed: pip install --no-deps pytorch-optimizer")
+        raise MissingPackageError("not installed: pip install --no-deps pytorch-optimizer")
     return importlib.import_module("pytorch_optimizer")
 
 
@@ -119,7 +88,7 @@ def _torch_muon(parameters: list[Parameter], _rank: int) -> Optimizer:
 
 def _paper(similarity: str) -> Build:
     def build(parameters: list[Parameter], rank: int) -> Optimizer:
-        module = _load("ista_daslab_optimizers.fft_low_rank.dct_adamw")
+        module = load("ista_daslab_optimizers.fft_low_rank.dct_adamw")
         options = {"weight_decay": 0.01, "rank": rank, "proj": "dct", "sim_type": similarity}
         optimizer: Optimizer = module.DCTAdamW(parameters, lr=RATE, **options)
         return optimizer
@@ -129,14 +98,14 @@ def _paper(similarity: str) -> Build:
 
 def paper_transform() -> Callable[[Tensor], Tensor]:
     """Return the transform of the paper's code."""
-    function: Callable[[Tensor], Tensor] = _load(
+    function: Callable[[Tensor], Tensor] = load(
         "ista_daslab_optimizers.utils.dct"
     ).dct_type2_makhoul
     return function
 
 
 def _galore(parameters: list[Parameter], rank: int) -> Optimizer:
-    module = _load("galore_torch.adamw", stubbed=_TRANSFORMERS)
+    module = load("galore_torch.adamw", stubbed=TRANSFORMERS)
     options = {"rank": rank, "update_proj_gap": GALORE_PERIOD, "scale": 0.25, "proj_type": "std"}
     groups = [{"params": parameters, **options}]
     optimizer: Optimizer = module.AdamW(groups, lr=RATE, no_deprecation_warning=True)
@@ -144,7 +113,7 @@ def _galore(parameters: list[Parameter], rank: int) -> Optimizer:
 
 
 def _apollo(parameters: list[Parameter], rank: int) -> Optimizer:
-    module = _load("apollo_torch.apollo", stubbed=_TRANSFORMERS)
+    module = load("apollo_torch.apollo", stubbed=TRANSFORMERS)
     options = {"rank": rank, "update_proj_gap": GALORE_PERIOD, "scale": 1.0, "proj_type": "std"}
     groups = [{"params": parameters, **options, "proj": "random", "scale_type": "channel"}]
     optimizer: Optimizer = module.AdamW(groups, lr=RATE)

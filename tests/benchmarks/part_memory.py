@@ -58,7 +58,7 @@ def give_back() -> None:
 def measure(name: str, shapes: tuple[tuple[int, int], ...], rank: int) -> dict[str, float | str]:
     """Return bytes of state and of what the steps held beyond all that stays."""
     import torch
-    from _peers import PEERS, MissingPeerError
+    from _peers import PEERS, MissingPackageError
     from _steps import state_bytes
     from lowrank_torch import DCTAdamW
     from torch.nn import Parameter
@@ -82,7 +82,7 @@ def measure(name: str, shapes: tuple[tuple[int, int], ...], rank: int) -> dict[s
     try:
         # What libraries load, and keep for their threads, with the first steps is not the step's.
         warm = made([small], 8)
-    except MissingPeerError as error:
+    except MissingPackageError as error:
         return {"remark": str(error)}
     for _ in range(2):
         warm.step()
