@@ -106,7 +106,8 @@ class Apollo(Rival):
         g = gradient if wide else gradient.T
         rank = max(1, g.shape[0] // self.share)
         generator = torch.Generator().manual_seed(state["step"] // self.refresh)
-        projection = torch.randn(rank, g.shape[0], generator=generator) / math.sqrt(rank)
+        projection = torch.randn(rank, g.shape[0], generator=generator, dtype=g.dtype)
+        projection /= math.sqrt(rank)
         low = projection @ g
         first, second = moments(low, state, group["betas"])
         scaled = first / (second.sqrt() + EPS)
@@ -164,7 +165,7 @@ class Dion(Rival):
         rank = max(1, min(rows, columns) // self.share)
         if "right" not in state:
             generator = torch.Generator().manual_seed(0)
-            state["right"] = torch.randn(columns, rank, generator=generator)
+            state["right"] = torch.randn(columns, rank, generator=generator, dtype=gradient.dtype)
         buffer = state.setdefault("momentum", torch.zeros_like(gradient)).add_(gradient)
         left, _ = torch.linalg.qr(buffer @ state["right"])
         right = buffer.T @ left

@@ -173,6 +173,7 @@ def test_options_of_trion_combine(torch, basis):
         "scale": ("spectral", "rms"),
         "momentum_bits": (None, 8, 4),
         "row_decay": (None, 0.9),
+        "update_scale": (1.0, 2.0),
         "state_dtype": (None, "bfloat16"),
     }
     shape = (8, 16) if basis == "hadamard" else (12, 8)

@@ -201,4 +201,6 @@ def test_presets_are_options(preset):
 def test_an_unknown_preset_is_refused():
     with pytest.raises(ValueError, match="preset must be one of 'factored'"):
         with_preset("best of all", {})
+    with pytest.raises(ValueError, match="preset must be one of 'best', got 'factored'"):
+        with_preset("factored", {}, lc.TRION_PRESETS)
     assert with_preset("tiny", {"refresh_every": 3})["refresh_every"] == 3

@@ -37,6 +37,7 @@ def test_names_are_those_that_there_are():
     spec.loader.exec_module(fresh)
     assert set(get_args(literal)) == {*fresh.basis_names(), *fresh.STORED_BASES}
     assert get_args(option_types.PresetName) == tuple(lc.PRESETS)
+    assert get_args(option_types.TrionPresetName) == tuple(lc.TRION_PRESETS)
 
 
 @pytest.mark.parametrize("config", [lc.DCTAdamWConfig, lc.TrionConfig])

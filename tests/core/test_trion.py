@@ -29,7 +29,7 @@ SCALES = {
 
 def oracle_of(config, shape):
     names = ("rank", "momentum", "basis", "score", "steps", "coefficients", "scale")
-    names += ("rank_scaling", "row_decay", "momentum_bits")
+    names += ("rank_scaling", "update_scale", "row_decay", "momentum_bits")
     layout = layout_of(shape, rank=config.rank, side=config.side)
     return oracles_family.Trion(
         **{name: getattr(config, name) for name in names},
@@ -46,6 +46,8 @@ OPTIONS = [
     {"momentum_bits": 4, "side": "left", "steps": 3},
     {"row_decay": 0.9, "side": "left"},
     {"row_decay": 0.5, "side": "right", "momentum_bits": 8, "scale": "dion"},
+    {"update_scale": 2.5, "side": "left"},
+    dict(lc.TRION_PRESETS["best"]),
 ]
 
 
@@ -93,6 +95,20 @@ def test_scales(xp, shape, scale):
     factor = SCALES[scale](*shape)
     np.testing.assert_allclose(scaled, factor * plain, rtol=1e-12)
     np.testing.assert_allclose(ranked, scaled * (min(shape) / 2) ** 0.5, rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (16, 64), (64, 16)])
+def test_the_preset_moves_as_far_at_every_rank_and_shape(xp, shape):
+    # So that one rate, AdamW's, serves all.
+    preset = lc.TRION_PRESETS["best"]
+    lengths = []
+    for rank in (2, 4, 8, 1.0):
+        config = lc.TrionConfig(rank=rank, **preset)
+        *_, (full, _, _) = steps(config, gradients(20, *shape), xp)
+        lengths.append(np.sqrt(np.mean(to_numpy(full) ** 2)))
+    # Newton-Schulz leaves singular values of 0.65 to 1.25.
+    wanted = 0.2 * preset["update_scale"]
+    assert all(0.65 * wanted < length < 1.25 * wanted for length in lengths), lengths
 
 
 def test_the_default_scale_is_one_of_them(xp):

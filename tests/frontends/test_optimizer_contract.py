@@ -100,8 +100,9 @@ def test_frontends_follow_one_trajectory(options):
 
 
 @pytest.mark.parametrize("shape", [(12, 8), (8, 12), (8, 8), (2, 8, 6)], ids=list(SHAPES))
-def test_frontends_follow_one_trion_trajectory(shape):
-    check_trajectories("trion", shape, {})
+@pytest.mark.parametrize("options", [{}, {"preset": "best"}], ids=["", "best"])
+def test_frontends_follow_one_trion_trajectory(shape, options):
+    check_trajectories("trion", shape, options)
 
 
 def check_trajectories(name, shape, options, steps=50):

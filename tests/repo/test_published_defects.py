@@ -400,6 +400,7 @@ def test_trion_runs_with_every_option(torch, optim):
         "momentum_bits": (None, 8, 4),
         "rank_scaling": (False, True),
         "row_decay": (None, 0.9),
+        "update_scale": (1.0, 2.0),
         "stochastic_rounding": (False, True),
     }
     for values in itertools.product(*rows.values()):

@@ -120,7 +120,7 @@ _DCT = {
     "state_dtype": "dtype",
     "seed": "index",
 }
-#: What the frontends' DCT-AdamW has beside the fields of its configuration.
+#: What the frontends have beside the fields of a configuration.
 _PRESET = {"preset": "optional choice"}
 _TRION = {
     "rank": "rank",
@@ -133,6 +133,7 @@ _TRION = {
     "coefficients": "choice",
     "scale": "choice",
     "rank_scaling": "boolean",
+    "update_scale": "amount",
     "row_decay": "optional fraction",
     "momentum_bits": "bits",
     "state_dtype": "dtype",
@@ -286,7 +287,7 @@ ROWS: dict[tuple[Any, str], Row] = {
     (lowrank_torch, "Trion"): Row(
         _torch(lowrank_torch.Trion),
         {"rank": 2},
-        {**_TRION, **_GROUP, "betas": "rates", "eps": "amount"},
+        {**_TRION, **_PRESET, **_GROUP, "betas": "rates", "eps": "amount"},
     ),
     (lowrank_torch, "matrix_groups"): Row(
         lowrank_torch.matrix_groups,
@@ -326,7 +327,9 @@ ROWS: dict[tuple[Any, str], Row] = {
         | {"matrix_axes": "tree rule"},
     ),
     (lowrank_jax, "scale_by_trion"): Row(
-        lowrank_jax.scale_by_trion, {"rank": 2}, _TRION | _FEW | {"matrix_axes": "tree rule"}
+        lowrank_jax.scale_by_trion,
+        {"rank": 2},
+        _TRION | _PRESET | _FEW | {"matrix_axes": "tree rule"},
     ),
     (lowrank_jax, "dct_adamw"): Row(
         lowrank_jax.dct_adamw,
@@ -338,7 +341,7 @@ ROWS: dict[tuple[Any, str], Row] = {
     (lowrank_jax, "trion"): Row(
         lowrank_jax.trion,
         {"learning_rate": 0.1, "rank": 2},
-        _TRION | _OPTAX | {"matrix_axes": "tree rule"},
+        _TRION | _PRESET | _OPTAX | {"matrix_axes": "tree rule"},
     ),
     (lowrank_jax, "axes_by_name"): Row(
         lowrank_jax.axes_by_name,

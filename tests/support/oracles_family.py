@@ -337,6 +337,7 @@ class Trion:
     coefficients: str = "muon"
     scale: str = "none"
     rank_scaling: bool = False
+    update_scale: float = 1.0
     row_decay: float | None = None
     momentum_bits: int | None = None
     buffer: np.ndarray | float = 0.0
@@ -377,5 +378,5 @@ class Trion:
         }[self.scale]
         if self.rank_scaling:
             factor *= (len(scores) / self.rank) ** 0.5
-        direction = factor * direction
+        direction = self.update_scale * factor * direction
         return direction.T if self.side == "left" else direction

@@ -27,8 +27,7 @@ SETTINGS = {
 def test_every_option_is_in_the_signature_with_its_type_and_default(optimizer):
     shown = inspect.signature(optimizer).parameters
     (group,) = optimizer([nn.Parameter(torch.ones(8, 8))]).param_groups
-    beside = {"process_group", "preset"} if optimizer is DCTAdamW else {"process_group"}
-    assert set(shown) == {*beside, *group}
+    assert set(shown) == {"process_group", "preset", *group}
     del group["params"]
     for name, default in group.items():
         assert shown[name].annotation is not inspect.Parameter.empty, name
