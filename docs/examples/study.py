@@ -16,9 +16,10 @@ import json
 import math
 import platform
 import shlex
+import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 Build = Callable[[Any, float], Optimizer]
+
+#: Steps whose training losses are one number of a run's curve.
+STRETCH = 10
 
 
 def ours(**options: Any) -> Build:
@@ -197,6 +201,7 @@ def train(run: Run, corpus: Corpus) -> dict[str, Any]:
         optimizer, lambda step: rate_factor(step, steps=run.steps)
     )
     window, begun, optimizing = run.length + 1, time.perf_counter(), 0.0
+    losses: list[float] = []
     for step in range(run.steps):
         windows = corpus.batch(step, seed=run.seed, count=run.batch, window=window)
         loss = next_byte_loss(model, torch.as_tensor(windows))
@@ -207,7 +212,8 @@ def train(run: Run, corpus: Corpus) -> dict[str, Any]:
         optimizing += time.perf_counter() - before
         optimizer.zero_grad()
         schedule.step()
-        if not math.isfinite(loss.item()):
+        losses.append(loss.item())
+        if not math.isfinite(losses[-1]):
             break
     seconds = time.perf_counter() - begun
     held_out = torch.as_tensor(corpus.validation(count=VALIDATION_WINDOWS, window=window))
@@ -217,6 +223,7 @@ def train(run: Run, corpus: Corpus) -> dict[str, Any]:
     states = [optimizer.state[p] for p in hidden]
     return {
         "loss": total / len(held_out),
+        "curve": [round(statistics.fmean(part), 4) for part in stretches(losses)],
         "hidden_state_bytes": held(states),
         "state_bytes": held(optimizer.state.values()),
         "numbers_per_weight": held(states) / 4 / sum(p.numel() for p in hidden),
@@ -224,6 +231,11 @@ def train(run: Run, corpus: Corpus) -> dict[str, Any]:
         "ms_per_step": 1e3 * seconds / run.steps,
         "optimizer_ms_per_step": 1e3 * optimizing / run.steps,
     }
+
+
+def stretches(losses: list[float]) -> Iterator[list[float]]:
+    """The losses of all steps in runs of `STRETCH`."""
+    return (losses[start : start + STRETCH] for start in range(0, len(losses), STRETCH))
 
 
 def command_of(run: Run, given: argparse.Namespace) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from _peers import ADAMW, PEERS, MissingPeerError, Peer, eigen_seconds, svd_seconds, without_svd
+from _peers import ADAMW, PEERS, MissingPackageError, Peer, eigen_seconds, svd_seconds, without_svd
 from _race import Contender, Effort, Times, race
 from _tables import Cell, Column, Table
 from torch import Tensor
@@ -122,7 +122,7 @@ class StepRace:
                 continue
             try:
                 made, optimizers[name] = contender(peer, matrices, rank)
-            except MissingPeerError as error:
+            except MissingPackageError as error:
                 self.absent[name] = str(error)
             except Exception as error:
                 # That a peer fails on some shapes is a finding, that one of ours does an error.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import scipy.fft
 import torch
-from _peers import MissingPeerError, paper_transform
+from _peers import MissingPackageError, paper_transform
 from _race import Contender, Effort, race
 from _tables import Column, Findings, Table, Target
 from torch import Tensor
@@ -59,7 +59,7 @@ def torch_contenders(size: int) -> tuple[list[Contender], list[tuple[str, str]]]
     absent = []
     try:
         contenders.append(Contender(PAPER, partial(paper_transform(), x)))
-    except MissingPeerError as error:
+    except MissingPackageError as error:
         absent.append((PAPER, str(error)))
     return contenders, absent
 
