@@ -12,59 +12,28 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+from _picture_style import (
+    BLUE,
+    CHOSEN,
+    DIVERGING,
+    EITHER,
+    GREEN,
+    INK,
+    OTHER,
+    PALE,
+    QUIET,
+    STYLE,
+    bare,
+)
+from _study_pictures import curves, frontier
 from lowrank_torch import plot
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, Rectangle
 
 import lowrank_core
 
-sys.path.append(str(Path(__file__).with_name("examples")))
-import _study_table as study_table
-
 FOLDER = Path(__file__).with_name("_static")
-
-INK = "#22303c"
-QUIET = "#8a97a3"
-PALE = "#d5dce2"
-# Legible on white and on black: for pictures that tables.css leaves as they are.
-EITHER = "#7d8994"
-CHOSEN = "#c8501e"
-OTHER = "#9fb4c7"
-BLUE = "#1f5f99"
-GREEN = "#3c8a5c"
-DIVERGING = LinearSegmentedColormap.from_list("basis", [BLUE, "#f7f5f2", CHOSEN])
-
-STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 10,
-    "text.color": INK,
-    "axes.edgecolor": QUIET,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 9,
-    "xtick.color": QUIET,
-    "ytick.color": QUIET,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "legend.frameon": False,
-    "figure.facecolor": "white",
-    "mathtext.fontset": "dejavusans",
-    "savefig.dpi": 140,
-}
-
-
-def bare(axes: Axes) -> None:
-    """Take away the frame and the ticks."""
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[:].set_visible(False)
 
 
 def basis() -> Figure:
@@ -426,63 +395,6 @@ def columns() -> Figure:
     return plot.columns(rows, next(row.name for row in rows if row.columns))
 
 
-def frontier() -> Figure:
-    """Loss against bytes of state on the study's sizes, each method a point with its spread over seeds."""
-    lines = study_table.read(FOLDER.parent / "results" / "study.jsonl")
-    found = [
-        (size, [s for s in study_table.standings(study_table.wholes(own)) if len(s.runs) > 2])
-        for size, own in sorted(study_table.sizes(lines).items())
-        if size[-1] == study_table.TEXT
-    ]
-    found = [(size, standings) for size, standings in found if len(standings) > 2]
-    figure = Figure(figsize=(3.9 * len(found), 3.9), facecolor="none")
-    for place, (size, standings) in enumerate(found):
-        axes = figure.add_axes(
-            ((place + 0.16) / len(found), 0.14, 0.8 / len(found), 0.74), facecolor="none"
-        )
-        width, _, length, batch, steps, _ = size
-        axes.set_title(f"width {width}, {steps} steps of {batch} x {length}", color=EITHER)
-        # Names of neighbours one above the other.
-        gap = 0.035 * np.ptp([loss for s in standings for loss in s.losses])
-        tops = dict.fromkeys((True, False), -np.inf)
-        for standing in standings:
-            ours = standing.method in OURS
-            ink = CHOSEN if ours else EITHER
-            state = standing.state_bytes / 1e6
-            axes.vlines(state, min(standing.losses), max(standing.losses), color=ink, linewidth=1)
-            axes.scatter(state, standing.mean, color=ink, s=26, zorder=3)
-            # This library's to the left of their points, the others to the right.
-            tops[ours] = max(standing.mean, tops[ours] + gap)
-            name = OURS[standing.method] if ours else study_table.short(standing.method)
-            axes.text(
-                state / 1.08 if ours else 1.08 * state, tops[ours], name,
-                ha="right" if ours else "left", va="center", color=ink, fontsize=8.5,
-            )  # fmt: skip
-        axes.set_xscale("log")
-        axes.margins(x=0.4)
-        low, high = axes.get_xlim()
-        ticks = [tick for tick in (1, 2, 5, 10, 20, 50) if low <= tick <= high]
-        axes.set_xticks(ticks, [str(tick) for tick in ticks])
-        axes.minorticks_off()
-        axes.tick_params(which="both", colors=EITHER, labelcolor=EITHER)
-        axes.set_xlabel("optimizer state, MB", color=EITHER)
-        if place == 0:
-            axes.set_ylabel("validation loss", color=EITHER)
-    return figure
-
-
-#: What is this library's among the study's methods, and what a picture has room to call it.
-OURS = {
-    "sign": "defaults",
-    "factored": "factored",
-    "factored, 8 bits": "tiny",
-    "trion": "Trion",
-    "trion, 8 bits": "Trion, 8 bits",
-    "trion, even rows, 8 bits": "even rows",
-    "trion, all columns, 8 bits": "all columns",
-    "trion, all columns, even rows, 8 bits": "all, even",
-}
-
 PICTURES = {
     "basis": basis,
     "choosing": choosing,
@@ -492,6 +404,7 @@ PICTURES = {
     "energy": energy,
     "columns": columns,
     "frontier": frontier,
+    "curves": curves,
 }
 
 

@@ -23,12 +23,19 @@ NAMES = {
     "foam": "FOAM",
     "apollo": "APOLLO",
     "scale": "SCALE",
+    "racs": "RACS",
+    "dion": "Dion, rank 1/4",
     "muon": "Muon",
+    "galore-torch": "`galore-torch`, GaLore's own package",
+    "apollo-torch": "`apollo-torch`, APOLLO's own",
+    "stable-spam": "Stable-SPAM (`pytorch-optimizer`): Adam with spikes clipped",
+    "paper": "`ista-daslab-optimizers`, the paper's own DCT-AdamW",
     "galore": 'GaLore (`basis="svd"`)',
     "fira": 'Fira (`residual="scaled"` with `basis="svd"`)',
+    "frugal": 'FRUGAL (`residual="sign"` with `basis="svd"`)',
     "ldadam": 'LDAdam (`preset="ldadam"`)',
-    "sign": "DCT-AdamW, defaults",
-    "factored": 'DCT-AdamW, `preset="factored"`',
+    "sign": "DCT-AdamW, `preset=None`",
+    "factored": "DCT-AdamW, its default preset",
     "factored, 8 bits": 'DCT-AdamW, `preset="tiny"`',
     "factored, dropped": 'the preset, `residual="discard"`',
     "factored, sign": 'the preset, `residual="sign"`',
@@ -38,6 +45,7 @@ NAMES = {
     "factored, random": 'the preset, `basis="random"`',
     "factored, rank 1/2": "the preset, `rank=0.5`",
     "factored, rank 1/16": "the preset, `rank=1/16`",
+    "best": 'Trion, `rank=1.0, preset="best"`',
     "trion": "Trion, `rank=0.5`",
     "trion, 8 bits": "Trion, `rank=0.5, momentum_bits=8`",
     "trion, all columns, 8 bits": "Trion, `rank=1.0, momentum_bits=8`",
@@ -164,10 +172,17 @@ def cells(standing: Standing, name: str, difference: str) -> list[str]:
         f"{standing.lr:.2g}{'*' if standing.at_edge else ''}",
         f"{first['numbers_per_weight']:.2f}",
         f"{standing.state_bytes / 1e6:.2f}",
-        ", ".join(f"{loss:.3f}" for loss in standing.losses),
+        by_seed(standing.losses),
         f"{standing.mean:.3f}",
         difference,
     ]
+
+
+def by_seed(losses: list[float]) -> str:
+    """The losses of up to three seeds; of more, between what they lie."""
+    if len(losses) > 3:
+        return f"{min(losses):.3f} to {max(losses):.3f}, {len(losses)} seeds"
+    return ", ".join(f"{loss:.3f}" for loss in losses)
 
 
 def report(lines: list[Line], console: Console) -> None:
@@ -187,8 +202,8 @@ def report(lines: list[Line], console: Console) -> None:
 
 
 def short(method: str) -> str:
-    """A method's name without its options' dictionary, for a picture."""
-    return NAMES[method].replace("`", "").replace("DCT-AdamW, preset", "preset").partition(" (")[0]
+    """A method's name without marks and explanations."""
+    return NAMES[method].replace("`", "").partition(" (")[0]
 
 
 def markdown(lines: list[Line], base: str = "adamw") -> str:

@@ -14,6 +14,7 @@ matrices alone differ. Nothing decays.
 import argparse
 import json
 import math
+import os
 import platform
 import shlex
 import statistics
@@ -262,14 +263,20 @@ def held(states: Iterable[Mapping[str, Any]]) -> int:
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
-def machine() -> dict[str, str]:
+def machine() -> dict[str, Any]:
     """What a run's times and rounding depend on."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
         names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         cpu = names[0].partition(":")[2].strip() if names else cpu
-    return {"cpu": cpu, "python": platform.python_version(), "torch": torch.__version__}
+    return {
+        "cpu": cpu,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        # Processes that ran or wanted to during the last minute: times beside others say little.
+        **({"load": round(os.getloadavg()[0], 2)} if hasattr(os, "getloadavg") else {}),
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:
