@@ -63,22 +63,18 @@ class Method:
 
 METHODS = {
     "AdamW": Method(1e-4),
-    "DCT-AdamW": Method(1e-4, DCTAdamW, {"rank": RANK, "preset": "factored"}),
+    "DCT-AdamW": Method(1e-4, DCTAdamW, {"rank": RANK}),
     "DCT-AdamW, words too": Method(
         1e-4,
         DCTAdamW,
-        {"rank": RANK, "preset": "factored", "overrides": {f"*{EMBEDDING}": "matrix"}},
+        {"rank": RANK, "overrides": {f"*{EMBEDDING}": "matrix"}},
     ),
-    "DCT-AdamW, words frozen": Method(
-        1e-4, DCTAdamW, {"rank": RANK, "preset": "factored"}, frozen=True
-    ),
+    "DCT-AdamW, words frozen": Method(1e-4, DCTAdamW, {"rank": RANK}, frozen=True),
     "Trion": Method(1e-4, Trion, {"rank": 1.0, "preset": "best"}),
     "GaLore": Method(4e-4, DCTAdamW, {"rank": RANK, "preset": "galore", "refresh_every": 20}),
     "LoRA": Method(2e-3, lora=True),
     # Adapters are thin: half of the columns, and none too small.
-    "LoRA, DCT-AdamW": Method(
-        2e-3, DCTAdamW, {"rank": 0.5, "min_size": 2, "preset": "factored"}, lora=True
-    ),
+    "LoRA, DCT-AdamW": Method(2e-3, DCTAdamW, {"rank": 0.5, "min_size": 2}, lora=True),
 }
 # Of each package, so that none outweighs the others; and the shortest docstring that says anything.
 MOST, SHORTEST = 160, 40

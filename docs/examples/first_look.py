@@ -32,7 +32,7 @@ def network():
 
 # %%
 model = network()
-optimizer = lowrank_torch.DCTAdamW.for_model(model, lr=3e-3, rank=0.25, other={"lr": 1e-3})
+optimizer = lowrank_torch.DCTAdamW.for_model(model, lr=1e-3)
 print(optimizer.summary())
 
 

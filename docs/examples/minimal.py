@@ -53,7 +53,7 @@ def main() -> None:
     print(f"AdamW      accuracy {accuracy:.3f}, state {state:,} bytes")
 
     model = network()
-    optimizer = DCTAdamW.for_model(model, lr=3 * RATE, rank=0.25, other={"lr": RATE})
+    optimizer = DCTAdamW.for_model(model, lr=RATE)
     accuracy = train(model, optimizer)
     state = optimizer.summary().state_bytes
     print(f"DCT-AdamW  accuracy {accuracy:.3f}, state {state:,} bytes")

@@ -97,7 +97,7 @@ def muon(model: nn.Module, lr: float, _settings: Settings) -> Optimizer:
 DCT_ADAMW = LowRank(lowrank_torch.DCTAdamW, {"betas": BETAS})
 GALORE = LowRank(
     lowrank_torch.DCTAdamW,
-    {"betas": BETAS, "basis": "svd", "refresh_every": 200, "residual": "discard"},
+    {"betas": BETAS, "preset": "galore"},
 )
 TRION = LowRank(lowrank_torch.Trion, {"betas": BETAS}, rest={"lr": RATES["adamw"]})
 OPTIMIZERS = {

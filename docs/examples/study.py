@@ -46,7 +46,7 @@ STRETCH = 10
 
 def ours(**options: Any) -> Build:
     """DCT-AdamW with these options."""
-    keywords = {"betas": BETAS, "weight_decay": 0.0, "rank": 0.25, **options}
+    keywords = {"betas": BETAS, "weight_decay": 0.0, "rank": 0.25, "preset": None, **options}
     return lambda groups, lr: lowrank_torch.DCTAdamW(groups, lr=lr, **keywords)
 
 

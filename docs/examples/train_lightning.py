@@ -33,7 +33,7 @@ class Classifier(lightning.LightningModule):
         return loss
 
     def configure_optimizers(self) -> dict[str, Any]:
-        optimizer = DCTAdamW.for_model(self, lr=3 * RATE, rank=0.25, other={"lr": RATE})
+        optimizer = DCTAdamW.for_model(self, lr=RATE)
         optimizer.record_diagnostics(every=20)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=STEPS)
         return {

@@ -12,7 +12,7 @@ from lowrank_core._typing import Scalar
 from lowrank_core.option_types import Nonfinite, PresetName
 from lowrank_core.rules.known import DCT_ADAMW
 from lowrank_core.rules.options import shows_options
-from lowrank_core.rules.presets import with_preset
+from lowrank_core.rules.presets import PRESETS, with_preset
 from lowrank_jax._axes import AxesRule, axes_by_name
 from lowrank_jax._nonfinite import watched
 from lowrank_jax._option_types import DCTAdamWOptions
@@ -21,14 +21,14 @@ from lowrank_jax._precision import in_wide_precision
 from lowrank_jax._scale import Options, scale_by_rule
 
 
-@shows_options(DCTAdamWConfig, renamed=RENAMED)
+@shows_options(DCTAdamWConfig, renamed=RENAMED, presets=PRESETS)
 def scale_by_dct_adam(
     b1: Scalar = 0.9,
     b2: Scalar = 0.999,
     eps: Scalar = 1e-8,
     *,
     rank: int | float = 0.25,
-    preset: PresetName | None = None,
+    preset: PresetName | None = "factored",
     matrix_axes: AxesRule = axes_by_name,
     **options: Unpack[DCTAdamWOptions],
 ) -> optax.GradientTransformationExtraArgs:
@@ -45,7 +45,8 @@ def scale_by_dct_adam(
     rank
         Basis columns kept: an integer, or a fraction in (0, 1] of the transformed dimension.
     preset
-        Name of options that go together, of `lowrank_core.PRESETS`; those given beside it come first.
+        Name of options that go together, of `lowrank_core.PRESETS`; those given beside it come first. ``"factored"``
+        keeps AdamW's rate; ``None`` is the plain rule, the defaults of `lowrank_core.DCTAdamWConfig`.
     matrix_axes
         Which leaves are matrices, along which axes: a tree of `MatrixAxes` and ``None``, in which what stands at a node
         holds for all leaves below it, or a function ``(path, leaf)`` that returns one of the two; `axes_by_name` by
@@ -74,7 +75,7 @@ def scale_by_dct_adam(
     return scale_by_rule(stepped, optax.scale_by_adam(b1, b2, eps), matrix_axes)
 
 
-@shows_options(DCTAdamWConfig, renamed=RENAMED)
+@shows_options(DCTAdamWConfig, renamed=RENAMED, presets=PRESETS)
 def dct_adamw(
     learning_rate: Scalar | Callable[[Any], Any],
     b1: Scalar = 0.9,
@@ -84,7 +85,7 @@ def dct_adamw(
     mask: Any = None,
     *,
     rank: int | float = 0.25,
-    preset: PresetName | None = None,
+    preset: PresetName | None = "factored",
     matrix_axes: AxesRule = axes_by_name,
     nonfinite: Nonfinite = "propagate",
     **options: Unpack[DCTAdamWOptions],

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from lowrank_core import DCTAdamWConfig, TrionConfig
 from lowrank_core._checks import check_known, check_number
 from lowrank_core.rules.options import number_options
+from lowrank_core.rules.presets import config_from
 
 Config = TypeVar("Config", bound=Any)
 
@@ -58,7 +59,7 @@ def config_of(
                 f"{name} must be a plain value, got {value!r}; optax.inject_hyperparams makes an array of every number "
                 f"unless told otherwise: static_args=lowrank_jax.static_options(factory)"
             )
-    return config_type(**named, **options)
+    return config_from(config_type, {**named, **options})
 
 
 def check_adam(b1: Any, b2: Any, eps: Any) -> None:

@@ -21,7 +21,7 @@ from lowrank_jax._precision import in_wide_precision
 from lowrank_jax._scale import Options, scale_by_rule
 
 
-@shows_options(TrionConfig, renamed=RENAMED)
+@shows_options(TrionConfig, renamed=RENAMED, presets=TRION_PRESETS)
 def scale_by_trion(
     momentum: Scalar = 0.85,
     *,
@@ -75,7 +75,7 @@ def scale_by_trion(
     return scale_by_rule(stepped, optax.scale_by_adam(b1, b2, eps), matrix_axes)
 
 
-@shows_options(TrionConfig, renamed=RENAMED)
+@shows_options(TrionConfig, renamed=RENAMED, presets=TRION_PRESETS)
 def trion(
     learning_rate: Scalar | Callable[[Any], Any],
     momentum: Scalar = 0.85,

@@ -192,8 +192,8 @@ def accumulate_projected(optimizer: Any) -> ProjectedAccumulation:
     Parameters
     ----------
     optimizer
-        A `DCTAdamW`, or what wraps one, with a group of ``residual="discard"`` and ``refresh_every > 1``; in other
-        groups, and for parameters it is given later, gradients accumulate whole.
+        A `DCTAdamW`, or what wraps one, of ``preset=None``, with a group of ``residual="discard"`` and
+        ``refresh_every > 1``; in other groups, and for parameters it is given later, gradients accumulate whole.
 
     Returns
     -------
@@ -215,7 +215,7 @@ def accumulate_projected(optimizer: Any) -> ProjectedAccumulation:
     ]
     if not any(fit):
         raise ValueError(
-            "optimizer must be a DCTAdamW with a group of residual='discard', refresh_every > 1 and capturable=False, "
-            f"got none in {len(fit)} groups of {type(own).__name__}"
+            "optimizer must be a DCTAdamW of preset=None, with a group of residual='discard', refresh_every > 1 and "
+            f"capturable=False, got none in {len(fit)} groups of {type(own).__name__}"
         )
     return ProjectedAccumulation(own)

@@ -30,8 +30,8 @@ def compressed_gradients(model: DistributedDataParallel, optimizer: Any) -> None
     projected on the columns: what is clipped is its norm, and the trajectory is otherwise that without compression.
     Gradients accumulated under ``no_sync`` are projected when they are averaged.
 
-    What is compressed is said by the options of each parameter's group: ``residual="discard"``, ``refresh_every`` above
-    1 and a fixed basis. Everything else is averaged whole.
+    What is compressed is said by the options of each parameter's group, under ``preset=None``: ``residual="discard"``,
+    ``refresh_every`` above 1 and a fixed basis. Everything else is averaged whole.
 
     Parameters
     ----------
@@ -52,8 +52,8 @@ def compressed_gradients(model: DistributedDataParallel, optimizer: Any) -> None
         _may_project(optimizer.check_options(group), group) for group in optimizer.param_groups
     ):
         raise ValueError(
-            "compressed_gradients needs a group with residual='discard', refresh_every above 1 and a fixed basis, got "
-            "none: other steps need whole gradients"
+            "compressed_gradients needs preset=None and a group with residual='discard', refresh_every above 1 and a "
+            "fixed basis, got none: other steps need whole gradients"
         )
     state = _Averaging(optimizer, model.process_group)
     # DDP looks at annotations, and takes them for wrong where they are strings.

@@ -11,7 +11,7 @@ from lowrank_core import DCTAdamWConfig
 from lowrank_core.option_types import PresetName
 from lowrank_core.rules.known import DCT_ADAMW
 from lowrank_core.rules.options import shows_options
-from lowrank_core.rules.presets import with_preset
+from lowrank_core.rules.presets import PRESETS, with_preset
 from lowrank_torch._for_model import for_model, shows_arguments_of
 from lowrank_torch._groups import matrix_groups
 from lowrank_torch._matrices import ShapeOptions
@@ -45,7 +45,8 @@ class DCTAdamW(LowRankOptimizer):
     rank
         Basis columns kept: an integer, or a fraction in (0, 1] of the transformed dimension.
     preset
-        Name of options that go together, of `lowrank_core.PRESETS`; those given beside it come first.
+        Name of options that go together, of `lowrank_core.PRESETS`; those given beside it come first. ``"factored"``
+        keeps AdamW's rate; ``None`` is the plain rule, the defaults of `lowrank_core.DCTAdamWConfig`.
     process_group
         Replicas among whom the work and the state of parameters that each of them has are shared out, as under DDP; by
         default every replica does all of it.
@@ -85,7 +86,7 @@ class DCTAdamW(LowRankOptimizer):
     rule = DCT_ADAMW
     _reuses_memory = True
 
-    @shows_options(DCTAdamWConfig, StepOptions, ShapeOptions)
+    @shows_options(DCTAdamWConfig, StepOptions, ShapeOptions, presets=PRESETS)
     def __init__(
         self,
         params: ParamsT,
@@ -95,7 +96,7 @@ class DCTAdamW(LowRankOptimizer):
         weight_decay: float = 0.01,
         *,
         rank: int | float = 0.25,
-        preset: PresetName | None = None,
+        preset: PresetName | None = "factored",
         algorithm: Literal["dct_adamw", "adamw"] = "dct_adamw",
         process_group: Any = None,
         **options: Unpack[DCTAdamWOptions],

@@ -14,6 +14,7 @@ from lowrank_core.ops.precision import dtype_name
 from lowrank_core.option_types import Nonfinite
 from lowrank_core.rules import options
 from lowrank_core.rules.options import NONFINITE, number_options, structural_options
+from lowrank_core.rules.presets import config_from
 from lowrank_core.rules.rule import Rule
 from lowrank_torch._capturable import check_group
 from lowrank_torch._input import check_lr, plain_number
@@ -88,7 +89,7 @@ class GroupOptions:
         self._check_numbers(group)
         check_number("eps", group["eps"], low=0)
         check_betas(group["betas"])
-        return self.rule.config(**{name: group[name] for name in self._names})
+        return config_from(self.rule.config, {name: group[name] for name in self._names})
 
     def make_plain(self, group: MutableMapping[str, Any]) -> None:
         """Give a group Python's own numbers in the place of others, and a dtype's name in that of its object."""

@@ -64,7 +64,7 @@ class Trion(LowRankOptimizer):
     _whole_ranks = True
     _beside_defaults = ("betas",)
 
-    @shows_options(TrionConfig, StepOptions, ShapeOptions)
+    @shows_options(TrionConfig, StepOptions, ShapeOptions, presets=TRION_PRESETS)
     def __init__(
         self,
         params: ParamsT,

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias, Unpack, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import nn
@@ -26,7 +26,6 @@ from lowrank_core.layout import resolve_rank
 from lowrank_core.option_types import PresetName
 from lowrank_core.roles import is_table_name
 from lowrank_torch._dct_adamw import DCTAdamW
-from lowrank_torch._option_types import TrionOptions
 from lowrank_torch._report import Summary
 from lowrank_torch._trion import Trion
 
@@ -260,13 +259,13 @@ def _lora(shapes: Shapes) -> float:
     return 8 * sum(LORA_RANK * (m + n) for m, n in shapes.matrices)
 
 
-def _preset(preset: PresetName) -> Callable[[Shapes], float]:
+def _preset(preset: PresetName | None) -> Callable[[Shapes], float]:
     return lambda shapes: (
         DCTAdamW.for_model(shapes.model, rank=shapes.rank, preset=preset).summary().state_bytes
     )
 
 
-def _trion(**options: Unpack[TrionOptions]) -> Callable[[Shapes], float]:
+def _trion(**options: Any) -> Callable[[Shapes], float]:
     return lambda shapes: Trion.for_model(shapes.model, rank=0.5, **options).summary().state_bytes
 
 
@@ -279,10 +278,10 @@ OPTIMIZERS: Mapping[str, tuple[str, Callable[[Shapes], float]]] = {
     "muon": ("Muon", _muon),
     "lora": (f"LoRA, rank {LORA_RANK}, AdamW", _lora),
     "dct-adamw": ("DCT-AdamW", lambda shapes: shapes.own_state),
-    "dct-adamw-factored": ("DCT-AdamW, factored", _preset("factored")),
+    "dct-adamw-plain": ("DCT-AdamW, plain", _preset(None)),
     "dct-adamw-tiny": ("DCT-AdamW, tiny", _preset("tiny")),
     "trion": ("Trion", _trion()),
-    "trion-8bit": ("Trion, 8 bits", _trion(momentum_bits=8)),
+    "trion-best": ("Trion, best", _trion(preset="best")),
 }
 
 

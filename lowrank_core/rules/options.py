@@ -9,7 +9,8 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from numbers import Integral
-from typing import Any, TypeVar, get_args, get_type_hints
+from types import MappingProxyType
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from lowrank_core._checks import plain_number
 from lowrank_core.ops.precision import dtype_name
@@ -24,6 +25,9 @@ LATER_OPTIONS: Mapping[str, Any] = {
     "moment_bits": None,
     "row_decay": None,
 }
+
+#: The value of an option that is what the preset says.
+AS_PRESET = "preset"
 
 #: What frontends do about gradients that are not finite: step on them, skip the step, or raise an error.
 NONFINITE = get_args(Nonfinite)
@@ -55,13 +59,17 @@ def structural_options(config_type: type[Any]) -> tuple[str, ...]:
 
 
 def shows_options(
-    *option_types: type[Any], renamed: frozenset[str] = frozenset()
+    *option_types: type[Any],
+    renamed: frozenset[str] = frozenset(),
+    presets: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> Callable[[F], F]:
     """Return a decorator that puts the fields of dataclasses in the place of ``**options`` in a signature, with types.
 
     So `help` lists them, and programs that read signatures know them: command lines, `optax.inject_hyperparams`.
-    Fields that the function names itself are left as it has them, those in ``renamed`` left out.
+    Fields that the function names itself are left as it has them, those in ``renamed`` left out. Such programs give
+    every default as if it had been asked for: so what one of ``presets`` sets has `AS_PRESET` for a default.
     """
+    preset = {name for options in presets.values() for name in options}
 
     def decorate(function: F) -> F:
         signature = inspect.signature(function)
@@ -74,11 +82,14 @@ def shows_options(
             types = get_type_hints(kind)
             for field in dataclasses.fields(kind):
                 if field.name not in renamed:
+                    default, annotation = field.default, types[field.name]
+                    if field.name in preset:
+                        default, annotation = AS_PRESET, annotation | Literal["preset"]
                     shown = inspect.Parameter(
                         field.name,
                         inspect.Parameter.KEYWORD_ONLY,
-                        default=field.default,
-                        annotation=types[field.name],
+                        default=default,
+                        annotation=annotation,
                     )
                     parameters.setdefault(field.name, shown)
         target: Any = function

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from lowrank_core._checks import check_choice
+from lowrank_core.rules.options import AS_PRESET
+
+Config = TypeVar("Config")
 
 _FACTORED: dict[str, Any] = {
     "second_moment": "factored",
@@ -19,8 +22,9 @@ _FACTORED: dict[str, Any] = {
 
 #: Options of DCT-AdamW by preset: dictionaries, to read, to print, or to give as ``**PRESETS["tiny"]``.
 #:
-#: ``factored`` keeps a first moment for the chosen columns and nothing but means over rows and columns beside it;
-#: ``tiny`` keeps that first moment in 8 bits. The others do as methods of others do with the whole of their state:
+#: ``factored``, which the frontends begin with, keeps a first moment for the chosen columns and nothing but means over
+#: rows and columns beside it; ``tiny`` keeps that first moment in 8 bits. The others do as methods of others do with
+#: the whole of their state:
 #: ``galore`` (J. Zhao et al., arXiv 2403.03507), ``fira`` (X. Chen et al., arXiv 2410.01623), ``frugal`` (P. Zmushko et
 #: al., arXiv 2411.07837), ``ldadam`` (T. Robert et al., arXiv 2410.16103) and ``paper``, DCT-AdamW as it was published
 #: (I.-V. Modoranu et al., arXiv 2505.17967).
@@ -62,14 +66,49 @@ def with_preset(
     options: Mapping[str, Any],
     presets: Mapping[str, Mapping[str, Any]] = PRESETS,
 ) -> dict[str, Any]:
-    """Return ``options`` over those of one of ``presets``.
+    """Return ``options`` over those of one of ``presets``, without such as are `AS_PRESET`.
 
     Raises
     ------
     ValueError
         If there is no such preset.
     """
+    given = {
+        name: value
+        for name, value in options.items()
+        if not (isinstance(value, str) and value == AS_PRESET)
+    }
     if preset is None:
-        return dict(options)
+        return given
     check_choice("preset", preset, tuple(presets))
-    return {**presets[preset], **options}
+    return {**presets[preset], **given}
+
+
+def config_from(config_type: type[Config], options: Mapping[str, Any]) -> Config:
+    """Return the configuration with ``options``, some of which may be those of the preset that frontends begin with.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As ``config_type`` does. Where all would be well without that preset, the error says so.
+    """
+    try:
+        return config_type(**options)
+    except ValueError as error:
+        begun = [
+            name
+            for name, value in _FACTORED.items()
+            if type(options.get(name)) is type(value) and options[name] == value
+        ]
+        own = {name: value for name, value in options.items() if name not in begun}
+        if not begun:
+            raise
+        try:
+            config_type(**own)
+        except ValueError:
+            raise error from None
+        blamed = [name for name in begun if name in str(error)] or begun
+        named = ", ".join(f"{name}={_FACTORED[name]!r}" for name in blamed)
+        raise ValueError(
+            f"{error}; {named} comes with preset='factored', the default: preset=None leaves it out"
+        ) from None

@@ -65,12 +65,13 @@ def carry_moments(
     return Moments(first, second, ages)
 
 
-def update_energy(energy: Array, squares: Array, rows: Scalar, decay: Scalar) -> Array:
+def update_energy(energy: Array, squares: Array, rows: int, decay: Scalar) -> Array:
     """Return the exponential moving average of each column's mean squared coefficient, one gradient later.
 
-    ``c <- decay c + (1 - decay) squares / rows``, where ``squares`` ``(..., n)`` are sums over ``rows`` coefficients.
+    ``c <- decay c + (1 - decay) squares / rows``, where ``squares`` ``(..., n)`` are sums over ``rows`` coefficients:
+    zero for none.
     """
-    return energy * decay + squares * ((1 - decay) / rows)
+    return energy * decay + squares * ((1 - decay) / max(rows, 1))
 
 
 def mean_energy(energy: Array, decay: Scalar, count: Scalar, ops: Ops) -> Array:

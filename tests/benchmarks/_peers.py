@@ -72,7 +72,7 @@ def _adamw(parameters: list[Parameter], _rank: int) -> Optimizer:
 
 def _dct_adamw(**options: Any) -> Build:
     # The residual dropped unless said otherwise, as it is by what this is compared with.
-    options = {"residual": "discard", **options}
+    options = {"preset": None, "residual": "discard", **options}
     return lambda parameters, rank: lowrank_torch.DCTAdamW(
         parameters, lr=RATE, rank=rank, **options
     )

@@ -70,7 +70,7 @@ def cases(shape: tuple[int, int], only: str = "") -> dict[str, Callable[[], obje
     makers: dict[str, Callable[[], torch.optim.Optimizer]] = {
         name: partial(
             lambda own: lowrank_torch.DCTAdamW([matrix(shape)], lr=RATE, **own),
-            {"rank": 0.25, **options},
+            {"rank": 0.25, "preset": None, **options},
         )
         for name, options in OPTIONS.items()
     }

@@ -70,18 +70,22 @@ def analyse(optimizer: Any, shapes: Any) -> dict[str, float]:
 
 
 def optimizers(rank: int) -> dict[str, Any]:
-    low = {"rank": rank}
+    low: dict[str, Any] = {"rank": rank}
+    plain: dict[str, Any] = {**low, "preset": None}
     return {
         "AdamW (Optax)": optax.adamw(1e-3),
         "DCT-AdamW": lowrank_jax.dct_adamw(1e-3, **low),
-        "DCT-AdamW, residual dropped": lowrank_jax.dct_adamw(1e-3, residual="discard", **low),
+        "DCT-AdamW, sign of the residual": lowrank_jax.dct_adamw(1e-3, **plain),
+        "DCT-AdamW, residual dropped": lowrank_jax.dct_adamw(1e-3, residual="discard", **plain),
         "the same, columns every 50 steps": lowrank_jax.dct_adamw(
-            1e-3, residual="discard", refresh_every=50, **low
+            1e-3, residual="discard", refresh_every=50, **plain
         ),
         "DCT-AdamW, error feedback in 8 bits": lowrank_jax.dct_adamw(
-            1e-3, residual="error_feedback", feedback_bits=8, **low
+            1e-3, residual="error_feedback", feedback_bits=8, **plain
         ),
-        "DCT-AdamW, normalised residual": lowrank_jax.dct_adamw(1e-3, residual="normalized", **low),
+        "DCT-AdamW, normalised residual": lowrank_jax.dct_adamw(
+            1e-3, residual="normalized", **plain
+        ),
         "Trion": lowrank_jax.trion(1e-2, **low),
     }
 

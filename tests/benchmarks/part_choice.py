@@ -54,6 +54,7 @@ def run(effort: Effort, *, quick: bool) -> Findings:
                     rank=rank,
                     method=method,
                     refresh_every=period,
+                    preset=None,
                     residual="discard",
                 )
                 optimizer.step()

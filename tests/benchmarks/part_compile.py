@@ -28,10 +28,10 @@ def optimizers() -> dict[str, Callable[..., Any]]:
     return {
         "AdamW": lambda parameters, rank: torch.optim.AdamW(parameters, lr=RATE, foreach=True),
         "DCT-AdamW": lambda parameters, rank: dct_adamw(
-            parameters, lr=torch.tensor(RATE), rank=rank, residual="discard"
+            parameters, lr=torch.tensor(RATE), rank=rank, preset=None, residual="discard"
         ),
-        "DCT-AdamW, sign of the residual (default)": lambda parameters, rank: dct_adamw(
-            parameters, lr=torch.tensor(RATE), rank=rank
+        "DCT-AdamW, sign of the residual": lambda parameters, rank: dct_adamw(
+            parameters, lr=torch.tensor(RATE), rank=rank, preset=None
         ),
         "Trion": lambda parameters, rank: trion(parameters, lr=torch.tensor(RATE), rank=rank),
     }

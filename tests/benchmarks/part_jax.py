@@ -64,9 +64,13 @@ def optimizers(rank: int) -> dict[str, Any]:
     contrib: Any = importlib.import_module("optax.contrib")
     return {
         ADAMW: optax.adamw(RATE),
-        DCT_ADAMW: lowrank_jax.dct_adamw(RATE, rank=rank, residual="discard"),
-        SELDOM: lowrank_jax.dct_adamw(RATE, rank=rank, residual="discard", refresh_every=10**9),
-        POWER: lowrank_jax.dct_adamw(RATE, rank=rank, residual="discard", basis="power"),
+        DCT_ADAMW: lowrank_jax.dct_adamw(RATE, rank=rank, preset=None, residual="discard"),
+        SELDOM: lowrank_jax.dct_adamw(
+            RATE, rank=rank, preset=None, residual="discard", refresh_every=10**9
+        ),
+        POWER: lowrank_jax.dct_adamw(
+            RATE, rank=rank, preset=None, residual="discard", basis="power"
+        ),
         TRION: lowrank_jax.trion(RATE, rank=rank),
         MUON: contrib.muon(RATE),
     }

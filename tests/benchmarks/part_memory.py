@@ -30,6 +30,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "DCT-AdamW, error feedback": {"residual": "error_feedback"},
     "DCT-AdamW, error feedback in 8 bits": {"residual": "error_feedback", "feedback_bits": 8},
     "DCT-AdamW, normalised residual": {"residual": "normalized"},
+    "DCT-AdamW, its default preset": {"preset": "factored"},
 }
 #: Lets the GNU C library keep no freed memory, which otherwise counts as if it were in use.
 RETURNING = {"MALLOC_TRIM_THRESHOLD_": "131072"}
@@ -76,7 +77,7 @@ def measure(name: str, shapes: tuple[tuple[int, int], ...], rank: int) -> dict[s
 
     def made(given: list[Parameter], columns: int) -> torch.optim.Optimizer:
         if name in OPTIONS:
-            return DCTAdamW(given, lr=1e-6, rank=columns, **OPTIONS[name])
+            return DCTAdamW(given, lr=1e-6, rank=columns, **{"preset": None, **OPTIONS[name]})
         return PEERS[name].make(given, columns)
 
     try:

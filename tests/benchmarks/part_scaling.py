@@ -28,7 +28,7 @@ def by_rank(side: int, ranks: tuple[int, ...], effort: Effort) -> tuple[Table, l
             contenders.append(Contender(f"{name} {rank}", made.step, before=matrices.restore))
     for rank in ranks:
         optimizer = lowrank_torch.DCTAdamW(
-            matrices.parameters, lr=RATE, rank=rank, residual="discard", method="fft"
+            matrices.parameters, lr=RATE, rank=rank, preset=None, residual="discard", method="fft"
         )
         contenders.append(
             Contender(f"{TRANSFORMS} {rank}", optimizer.step, before=matrices.restore)
@@ -111,7 +111,12 @@ def by_period(side: int, rank: int, effort: Effort) -> Table:
     for residual in residuals:
         for period in (1, SELDOM):
             optimizer = lowrank_torch.DCTAdamW(
-                matrices.parameters, lr=RATE, rank=rank, residual=residual, refresh_every=period
+                matrices.parameters,
+                lr=RATE,
+                rank=rank,
+                preset=None,
+                residual=residual,
+                refresh_every=period,
             )
             name = f"{residual} {period}"
             contenders.append(Contender(name, optimizer.step, before=matrices.restore))

@@ -27,10 +27,10 @@ FEW = {"files": 600, "states": 300, "kills": 12}
 MANY = {"files": 10_000, "states": 2_000, "kills": 500}
 OPTIONS: list[tuple[type, dict[str, Any]]] = [
     (DCTAdamW, {"rank": 3}),
-    (DCTAdamW, {"rank": 3, "residual": "error_feedback", "feedback_bits": 8}),
-    (DCTAdamW, {"rank": 3, "selection": "sampled", "bias_correction": "gentle"}),
-    (DCTAdamW, {"rank": 3, "basis": "power"}),
-    (DCTAdamW, {"rank": 3, "state_dtype": "float16"}),
+    (DCTAdamW, {"preset": None, "rank": 3, "residual": "error_feedback", "feedback_bits": 8}),
+    (DCTAdamW, {"preset": None, "rank": 3, "selection": "sampled", "bias_correction": "gentle"}),
+    (DCTAdamW, {"preset": None, "rank": 3, "basis": "power"}),
+    (DCTAdamW, {"preset": None, "rank": 3, "state_dtype": "float16"}),
     (Trion, {"rank": 3, "momentum_bits": 4}),
 ]
 

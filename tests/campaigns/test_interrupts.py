@@ -43,8 +43,12 @@ CASES: dict[str, Made] = {
         {"rank": 6, "residual": "error_feedback", "feedback_bits": 8},
         [{"shapes": [SMALL, (24, 300)]}],
     ),
-    "scaled": (DCTAdamW, {"rank": 6, "residual": "scaled"}, [{"shapes": [SMALL, (30, 20)]}]),
-    "power": (DCTAdamW, {"rank": 4, "basis": "power"}, [{"shapes": [SMALL]}]),
+    "scaled": (
+        DCTAdamW,
+        {"preset": None, "rank": 6, "residual": "scaled"},
+        [{"shapes": [SMALL, (30, 20)]}],
+    ),
+    "power": (DCTAdamW, {"preset": None, "rank": 4, "basis": "power"}, [{"shapes": [SMALL]}]),
     "narrow": (
         DCTAdamW,
         {"rank": 6, "stochastic_rounding": True},
@@ -59,7 +63,11 @@ CASES: dict[str, Made] = {
     "strange": (DCTAdamW, {"rank": 6}, [{"shapes": [(12, 6, 3, 3)], "strange": True}]),
     "trion": (Trion, {"rank": 6}, [{"shapes": [SMALL] * 2 + [(24,)]}]),
     "codes": (Trion, {"rank": 6, "momentum_bits": 4}, [{"shapes": [SMALL]}]),
-    "parts": (DCTAdamW, {"rank": 64, "residual": "error_feedback"}, [{"shapes": [LARGE]}]),
+    "parts": (
+        DCTAdamW,
+        {"preset": None, "rank": 64, "residual": "error_feedback"},
+        [{"shapes": [LARGE]}],
+    ),
     "parts of trion": (Trion, {"rank": 64}, [{"shapes": [LARGE, (24,)]}]),
     "fused parts": (
         DCTAdamW,

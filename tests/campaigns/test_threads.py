@@ -27,10 +27,10 @@ FEW = {"threads": 10, "forks": 10}
 MANY = {"threads": 300, "forks": 300}
 KINDS: list[tuple[type, dict[str, Any]]] = [
     (DCTAdamW, {}),
-    (DCTAdamW, {"residual": "error_feedback", "refresh_every": 2}),
-    (DCTAdamW, {"basis": "power"}),
+    (DCTAdamW, {"preset": None, "residual": "error_feedback", "refresh_every": 2}),
+    (DCTAdamW, {"preset": None, "basis": "power"}),
     (DCTAdamW, {"preset": "tiny"}),
-    (DCTAdamW, {"state_dtype": "bfloat16"}),
+    (DCTAdamW, {"preset": None, "state_dtype": "bfloat16"}),
     (Trion, {}),
     (Trion, {"momentum_bits": 8}),
 ]

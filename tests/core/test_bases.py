@@ -320,7 +320,7 @@ def test_optimizers_share_matrices_and_free_them(torch):
 
     parameters = [torch.nn.Parameter(torch.ones(50, 39)) for _ in range(3)]
     optimizers = [
-        lowrank_torch.DCTAdamW(parameters[:2], rank=4, basis="legendre"),
+        lowrank_torch.DCTAdamW(parameters[:2], rank=4, preset=None, basis="legendre"),
         lowrank_torch.Trion(parameters[2:], rank=4, basis="legendre"),
     ]
     for parameter in parameters:

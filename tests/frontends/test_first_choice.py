@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("optax")
 SHAPE = (6, 16)
 # All of it in two columns of the basis that are not the first.
 GRADIENT = lc.idct(np.pad(np.ones((6, 2)), ((0, 0), (9, 5))))
-OPTIONS = {"rank": 2, "refresh_every": 50, "residual": "discard", "side": "right"}
+OPTIONS = {"preset": None, "rank": 2, "refresh_every": 50, "residual": "discard", "side": "right"}
 RATE = 0.01
 
 
@@ -76,7 +76,7 @@ def test_an_idle_expert_goes_on_where_it_was(train):
 def test_coefficients_alone_are_not_kept_before_the_first_choice():
     layer = torch.nn.Linear(40, 36, bias=False)
     optimizer = lowrank_torch.DCTAdamW(
-        layer.parameters(), rank=4, refresh_every=50, residual="discard"
+        layer.parameters(), rank=4, preset=None, refresh_every=50, residual="discard"
     )
     x = torch.ones(2, 40)
     with lowrank_torch.accumulate_projected(optimizer):

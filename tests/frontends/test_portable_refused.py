@@ -65,17 +65,26 @@ def stepped(framework, name="dct_adamw", model=MODEL, **options):
         ({"rank": 0.25}, "saved with rank=0.25 for '.*', got 3"),
         ({"side": "left"}, "saved with side='left' for '.*', got 'auto'"),
         ({"basis": "dct3"}, "saved with basis='dct3' for '.*', got 'dct'"),
-        ({"refresh_every": 2}, "saved with refresh_every=2 for '.*', got 1"),
-        ({"residual": "discard"}, "saved with residual='discard' for '.*', got 'sign'"),
+        ({"refresh_every": 2}, "saved with refresh_every=2 for '.*', got 10"),
+        ({"residual": "discard"}, "saved with residual='discard' for '.*', got 'bounded'"),
+        ({"preset": None}, "saved with refresh_every=1 for '.*', got 10"),
         ({"state_dtype": "float16"}, "saved with state_dtype='float16' for '.*', got None"),
         ({"selection": "sampled"}, "saved with selection='sampled' for '.*', got 'top'"),
         ({"seed": 1}, "saved with seed=1 for '.*', got 0"),
-        ({"score_decay": 0.9}, "energy of '.*' is float32 of shape .* by these, got absent"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_other_options_are_refused(file, framework, options, message):
     refused(stepped(framework, **options), file, message)
+
+
+@pytest.mark.parametrize("framework", RUNS)
+def test_state_without_an_array_of_these_options_is_refused(tmp_path, framework):
+    run = TorchRun("dct_adamw", preset=None)
+    run.train(3)
+    run.save(tmp_path / "file")
+    message = "energy of '.*' is float32 of shape .* by these, got absent"
+    refused(stepped(framework, preset=None, score_decay=0.9), tmp_path / "file", message)
 
 
 @pytest.mark.parametrize("framework", RUNS)
@@ -177,9 +186,9 @@ def test_other_arrays_are_refused(file, framework, arrays, message):
     ("array", "number", "message"),
     [
         (
-            "layers.0.up.weight/second_moment",
+            "layers.0.up.weight/row_energy",
             -1,
-            "second_moment of 'layers.0.up.weight' .* least 0",
+            "row_energy of 'layers.0.up.weight' .* least 0",
         ),
         ("layers.0.up.weight/first_moment", math.nan, "first_moment of .* must be finite"),
         ("layers.0.up.weight/indices", 12, r"indices of .* ascending from 0 to 11, got .* 12"),

@@ -202,13 +202,17 @@ class Gpu:
         own = lowrank_torch.DCTAdamW
         makers: dict[str, Callable[[Any], Any]] = {
             BASELINE: lambda p: torch.optim.AdamW(p, 1e-6, fused=True),
-            "DCTAdamW": lambda p: own(p, 1e-6, rank=0.25),
-            "DCTAdamW, discard": lambda p: own(p, 1e-6, rank=0.25, residual="discard"),
-            "DCTAdamW, normalized": lambda p: own(p, 1e-6, rank=0.25, residual="normalized"),
-            "DCTAdamW, columns every 20": lambda p: own(p, 1e-6, rank=0.25, refresh_every=20),
+            "DCTAdamW": lambda p: own(p, 1e-6),
+            "DCTAdamW, tiny": lambda p: own(p, 1e-6, preset="tiny"),
+            "DCTAdamW, plain": lambda p: own(p, 1e-6, preset=None),
+            "DCTAdamW, plain, discard": lambda p: own(p, 1e-6, preset=None, residual="discard"),
+            "DCTAdamW, plain, columns every 20": lambda p: own(
+                p, 1e-6, preset=None, refresh_every=20
+            ),
             "Trion": lambda p: lowrank_torch.Trion(p, 1e-6, rank=0.25),
+            "Trion, best": lambda p: lowrank_torch.Trion(p, 1e-6, rank=1.0, preset="best"),
             "GaLore (basis='svd'), between its SVDs": lambda p: own(
-                p, 1e-6, rank=0.25, basis="svd", residual="discard", refresh_every=10**6
+                p, 1e-6, preset="galore", refresh_every=10**6
             ),
         }
         if hasattr(torch.optim, "Muon"):

@@ -15,14 +15,26 @@ pytestmark = [
 
 #: Two of a shape, a left side, a stack, one that the kernels take, and a vector.
 SHAPES = ((64, 96), (64, 96), (96, 64), (2, 64, 96), (256, 768), (48,))
+PLAIN = {"preset": None}
 CASES = {
     "defaults": (DCTAdamW, {"side": "right"}),
-    "columns every 3": (DCTAdamW, {"side": "right", "refresh_every": 3, "residual": "normalized"}),
-    "feedback": (DCTAdamW, {"residual": "error_feedback", "feedback_bits": 8, "refresh_every": 3}),
-    "scaled": (DCTAdamW, {"residual": "scaled", "bias_correction": "gentle", "refresh_every": 3}),
+    "plain": (DCTAdamW, {**PLAIN, "side": "right"}),
+    "columns every 3": (
+        DCTAdamW,
+        {**PLAIN, "side": "right", "refresh_every": 3, "residual": "normalized"},
+    ),
+    "feedback": (
+        DCTAdamW,
+        {**PLAIN, "residual": "error_feedback", "feedback_bits": 8, "refresh_every": 3},
+    ),
+    "scaled": (
+        DCTAdamW,
+        {**PLAIN, "residual": "scaled", "bias_correction": "gentle", "refresh_every": 3},
+    ),
     "tiny": (DCTAdamW, {"preset": "tiny"}),
-    "sampled": (DCTAdamW, {"selection": "sampled", "state_dtype": "bfloat16"}),
+    "sampled": (DCTAdamW, {**PLAIN, "selection": "sampled", "state_dtype": "bfloat16"}),
     "trion": (Trion, {}),
+    "trion, best": (Trion, {"rank": 1.0, "preset": "best"}),
     "trion in 8 bits": (Trion, {"momentum_bits": 8}),
     "adamw": (DCTAdamW, {"algorithm": "adamw"}),
 }

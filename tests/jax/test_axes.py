@@ -264,4 +264,4 @@ def test_bad_axes_are_refused(axes, error, message):
 def test_a_matrix_that_cannot_be_stepped_is_named():
     params = {"layer": {"kernel": jnp.zeros((6, 8))}}
     with pytest.raises(ValueError, match=r"'layer/kernel' cannot be stepped.*power of two.*6"):
-        dct_adamw(0.1, rank=2, basis="hadamard", matrix_axes=SMALL).init(params)
+        dct_adamw(0.1, rank=2, preset=None, basis="hadamard", matrix_axes=SMALL).init(params)

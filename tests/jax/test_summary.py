@@ -40,13 +40,13 @@ def test_a_row_for_each_leaf():
         LeafSummary("embed/embedding", (100, 32), "adam", None, None, 2 * 4 * 3200, "table"),
         LeafSummary(
             *("layers/attention/query/kernel", (2, 64, 4, 16), "dct_adamw", 8, (1,)),
-            # Two moments of 64 x 8 and eight indices for each of two layers.
-            *(2 * (2 * 4 * 64 * 8 + 4 * 8), "attention"),
+            # A moment of 64 x 8, eight indices and means of 64 rows and columns for each of two layers.
+            *(2 * 4 * (64 * 8 + 8 + 64 + 64), "attention"),
         ),
         LeafSummary("layers/up/bias", (2, 128), "adam", None, None, 2 * 4 * 256, "vector"),
         LeafSummary(
             *("layers/up/kernel", (2, 64, 128), "dct_adamw", 8, (1,)),
-            *(2 * (2 * 4 * 128 * 8 + 4 * 8), "stack of kernels"),
+            *(2 * 4 * (128 * 8 + 8 + 64 + 128), "stack of kernels"),
         ),
         LeafSummary(
             *("narrow/kernel", (64, 8), "adam", None, None, 2 * 4 * 512),
@@ -59,7 +59,7 @@ def test_state_is_counted_as_it_is_made():
     params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), small_model())
     for optimizer in (
         trion(0.1, rank=4, momentum_bits=8),
-        dct_adamw(0.1, rank=4, residual="error_feedback", selection="sampled"),
+        dct_adamw(0.1, rank=4, preset=None, residual="error_feedback", selection="sampled"),
     ):
         made = sum(leaf.nbytes for leaf in jax.tree.leaves(optimizer.init(params)[0]))
         rows = lowrank_jax.summary(optimizer, params)
@@ -107,7 +107,7 @@ def test_text_is_a_table():
     assert " ".join(lines[1].split()) == "embed/embedding 100 x 32 adam - - 25,600 table"
     assert lines[-2:] == [
         "24,576 of 28,544 numbers in 2 of 5 leaves are stepped as matrices",
-        "state 56,448 bytes, beside Adam's 228,352 in float32",
+        "state 46,720 bytes, beside Adam's 228,352 in float32",
     ]
 
 

@@ -36,7 +36,8 @@ CORE = {
 def by_hand(name, matrix, gradient_of, steps=STEPS, decay=0.0, **options):
     """``W <- W - lr wd W - lr u`` with ``u`` from the core."""
     kind, init, core_step = CORE[name]
-    config = kind(rank=RANK, **options)
+    preset = lc.PRESETS["factored"] if name == "dct_adamw" else {}
+    config = kind(rank=RANK, **{**preset, **options})
 
     @jax.jit
     def step(matrix, state, gradient):
@@ -97,7 +98,15 @@ def test_matrix_follows_the_independent_oracle():
         direction = oracle.step(np.asarray(gradients(leaf, index)).T)
         value = value - RATE * 0.5 * value - RATE * direction
     optimizer = dct_adamw(
-        RATE, 0.8, 0.95, 1e-6, 0.5, rank=RANK, refresh_every=3, matrix_axes=MatrixAxes(1, 0)
+        RATE,
+        0.8,
+        0.95,
+        1e-6,
+        0.5,
+        rank=RANK,
+        preset=None,
+        refresh_every=3,
+        matrix_axes=MatrixAxes(1, 0),
     )
     found, state = train(optimizer, {"w": leaf}, STEPS)
     assert_close(found["w"].T, value, xp=jnp, dtype="float64", kind="trajectory")

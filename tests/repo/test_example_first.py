@@ -67,6 +67,7 @@ def test_steps_of_the_training_job_are_recorded(load, tmp_path, capsys):
     }
     words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
     words += ["--text", str(tmp_path / "text"), "--json", str(tmp_path / "rows.json")]
+    words += ["--option", "refresh_every=1"]
     example = load("watch_steps")
     assert example.main(words) == 0
     rows = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))

@@ -85,7 +85,12 @@ SAME_BATCH = ("tensor parallel", "one")
 #: Where gradients are clipped by the norm of all; PyTorch cannot add up norms over different meshes.
 CLIPPED = ("one", "rows", "hybrid", "replicated", "replicated, shared work")
 OPTIONS: dict[type, dict[str, Any]] = {
-    DCTAdamW: {"residual": "error_feedback", "refresh_every": 3, "bias_correction": "column"},
+    DCTAdamW: {
+        "preset": None,
+        "residual": "error_feedback",
+        "refresh_every": 3,
+        "bias_correction": "column",
+    },
     Trion: {},
 }
 
@@ -218,7 +223,7 @@ def shares(kinds: list[type]) -> dict[Any, tuple[int, int]]:
     return found
 
 
-PROJECTED = {"refresh_every": 5, "residual": "discard", "eps": 1e-4}
+PROJECTED = {"preset": None, "refresh_every": 5, "residual": "discard", "eps": 1e-4}
 
 
 def projecting(base: nn.Module, **options: Any) -> Any:

@@ -125,7 +125,7 @@ def scores_alone() -> list[Any]:
     """Seen collectives of plain DCT-AdamW that refreshes at every second step, on rows."""
     place = placer("rows")
     parameters = [nn.Parameter(place(values(n, None, s))) for n, s in enumerate(MATRICES)]
-    optimizer = DCTAdamW(parameters, rank=RANK, refresh_every=2, residual="discard")
+    optimizer = DCTAdamW(parameters, rank=RANK, preset=None, refresh_every=2, residual="discard")
     found = []
     for step in range(4):
         with intercepted() as seen:
@@ -192,7 +192,7 @@ def build_shaped(place: Callable[[Tensor, int], Any]) -> Any:
         {"params": [nn.Parameter(place(values(n, None, shape), dim))], **options}
         for n, (shape, options, dim) in enumerate(SHAPED.values())
     ]
-    return DCTAdamW(groups, lr=0.02, rank=2, refresh_every=2)
+    return DCTAdamW(groups, lr=0.02, rank=2, preset=None, refresh_every=2)
 
 
 def train_shaped(optimizer: Any, place: Callable[[Tensor, int], Any]) -> list[Tensor]:
@@ -217,7 +217,12 @@ def shaped() -> dict[str, Any]:
     found["key"] = whole(optimizer.state[parameters_of(optimizer)[0]]["key"])
 
     numbers = [values(n, None, (12, 8)).bfloat16() for n in range(2)]
-    rounding = {"rank": 2, "stochastic_rounding": True, "process_group": dist.group.WORLD}
+    rounding = {
+        "preset": None,
+        "rank": 2,
+        "stochastic_rounding": True,
+        "process_group": dist.group.WORLD,
+    }
     parameters = [nn.Parameter(x) for x in numbers]
     groups = [{"params": parameters[:1]}, {"params": parameters[1:], "residual": "normalized"}]
     rounded = DCTAdamW(groups, **rounding)

@@ -52,15 +52,16 @@ def _variants() -> list[dict[str, Any]]:
     quantised = [
         {"residual": "error_feedback", "feedback_bits": bits} for bits in choices("feedback_bits")
     ]
-    return [
+    every = [
         *policies,
         *single,
         *({"basis": basis} for basis in STORED_BASES),
         *quantised,
         {"score_decay": 0.9, "hysteresis": 0.2},
         {"second_moment": "factored", "residual": "sign"},
-        *(dict(lc.PRESETS[preset]) for preset in ("factored", "tiny")),
+        *(lc.PRESETS[preset] for preset in ("factored", "tiny")),
     ]
+    return [{"preset": None, **options} for options in every]
 
 
 #: Options of DCT-AdamW that together show every policy, moment, correction, basis and state dtype there is.
@@ -68,7 +69,7 @@ VARIANTS = _variants()
 
 
 def variant_id(variant: dict[str, Any]) -> str:
-    return "-".join(str(value) for value in variant.values())
+    return "-".join(str(value) for value in variant.values() if value is not None)
 
 
 def tensor(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

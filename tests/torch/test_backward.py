@@ -88,7 +88,9 @@ def test_removing_the_hooks_leaves_gradients_alone():
 
 def trained(projected, *, parts=3, steps=9, clip=None, **options):
     net = model()
-    optimizer = optimizer_of(net, **{"refresh_every": 4, "residual": "discard", **options})
+    optimizer = optimizer_of(
+        net, **{"preset": None, "refresh_every": 4, "residual": "discard", **options}
+    )
     accumulation = lowrank_torch.accumulate_projected(optimizer) if projected else None
     seen = []
     for step in range(steps):
@@ -141,7 +143,7 @@ def test_step_uses_coefficients_once():
 
 def test_clips_what_is_kept():
     net = model()
-    optimizer = optimizer_of(net, refresh_every=4, residual="discard")
+    optimizer = optimizer_of(net, preset=None, refresh_every=4, residual="discard")
     accumulation = lowrank_torch.accumulate_projected(optimizer)
     loss_of(net, 0).backward()
     whole = torch.nn.utils.get_total_norm([p.grad for p in net.parameters()])
@@ -162,8 +164,12 @@ def test_clips_what_is_kept():
 @pytest.mark.parametrize("options", [{"refresh_every": 1}, {"residual": "sign"}], ids=str)
 def test_accumulation_refuses_options_that_need_whole_gradients(options):
     net = model()
-    optimizer = optimizer_of(net, **{"refresh_every": 4, "residual": "discard", **options})
-    with pytest.raises(ValueError, match="must be a DCTAdamW with a group of residual='discard'"):
+    optimizer = optimizer_of(
+        net, **{"preset": None, "refresh_every": 4, "residual": "discard", **options}
+    )
+    with pytest.raises(
+        ValueError, match="must be a DCTAdamW of preset=None, with a group of residual='discard'"
+    ):
         lowrank_torch.accumulate_projected(optimizer)
     loss_of(net, 0).backward()
     assert not optimizer.projected()
@@ -178,7 +184,7 @@ def test_a_group_of_other_options_keeps_its_gradients_whole():
             {"params": first, "residual": "sign"},
             {"params": rest, "refresh_every": 4, "residual": "discard"},
         ]
-        optimizer = lowrank_torch.DCTAdamW(groups, lr=0.01, rank=4)
+        optimizer = lowrank_torch.DCTAdamW(groups, lr=0.01, rank=4, preset=None)
         if projected:
             lowrank_torch.accumulate_projected(optimizer)
         for step in range(3):
@@ -236,7 +242,10 @@ def process_group(tmp_path):
 # Both see the gradients of one replica.
 BEFORE_AVERAGING = [
     (lowrank_torch.step_in_backward, {}),
-    (lowrank_torch.accumulate_projected, {"refresh_every": 4, "residual": "discard"}),
+    (
+        lowrank_torch.accumulate_projected,
+        {"preset": None, "refresh_every": 4, "residual": "discard"},
+    ),
 ]
 
 
@@ -265,7 +274,7 @@ def test_nothing_stays_of_hooks_that_were_removed():
     watched = nn.modules.module._global_module_registration_hooks
     count = len(watched)
     net = model()
-    optimizer = optimizer_of(net, refresh_every=4, residual="discard")
+    optimizer = optimizer_of(net, preset=None, refresh_every=4, residual="discard")
     alive = [weakref.ref(optimizer), torch.utils.weak.TensorWeakRef(net[0][0].weight)]
     for function in (lowrank_torch.step_in_backward, lowrank_torch.accumulate_projected):
         with function(optimizer):
@@ -291,7 +300,7 @@ class Wrapper(torch.optim.Optimizer):
 
 def test_wrapped_optimizers_are_taken():
     net = model()
-    optimizer = optimizer_of(net, refresh_every=4, residual="discard")
+    optimizer = optimizer_of(net, preset=None, refresh_every=4, residual="discard")
     wrapped = Wrapper(Wrapper(optimizer))
     with lowrank_torch.step_in_backward(wrapped):
         loss_of(net, 0).backward()

@@ -36,10 +36,13 @@ SHAPES = ((24, 16), (24, 16), (16, 24), (2, 24, 16), (7,))
 #: Everything that is kept or done in a way of its own, one option after the other.
 CASES = [
     *((DCTAdamW, own) for own in VARIANTS if own.get("basis") not in STORED_BASES),
-    (DCTAdamW, {"residual": "normalized", "score_decay": 0.9}),
-    (DCTAdamW, {"bias_correction": "gentle", "score_decay": 0.9, "hysteresis": 0.1}),
-    (DCTAdamW, {"method": "fft", "residual": "discard"}),
-    (DCTAdamW, {"maximize": True, "update_scale": 0.5}),
+    (DCTAdamW, {"preset": None, "residual": "normalized", "score_decay": 0.9}),
+    (
+        DCTAdamW,
+        {"preset": None, "bias_correction": "gentle", "score_decay": 0.9, "hysteresis": 0.1},
+    ),
+    (DCTAdamW, {"preset": None, "method": "fft", "residual": "discard"}),
+    (DCTAdamW, {"preset": None, "maximize": True, "update_scale": 0.5}),
     (DCTAdamW, {"algorithm": "adamw"}),
     (Trion, {}),
     (Trion, {"momentum_bits": 8, "scale": "rms"}),
@@ -158,9 +161,9 @@ def test_replays_round_at_random_by_the_step(kind, dtype):
 @pytest.mark.parametrize("residual", ["discard", "sign", "normalized"])
 def test_columns_that_gradients_of_zeros_left_open_are_chosen_in_a_replay(residual, every):
     """Whether nothing has been chosen yet is looked at by the device too."""
-    options = {"residual": residual, "capturable": True}
+    options = {"preset": None, "residual": residual, "capturable": True}
     replayed, eager = (made(DCTAdamW, options, every) for _ in range(2))
-    plain = made(DCTAdamW, {"residual": residual}, every)
+    plain = made(DCTAdamW, {**options, "capturable": False}, every)
     everything = (replayed, eager, plain)
     give(everything, 0, scale=0.0)
     stepped(replayed)
@@ -244,7 +247,7 @@ def test_decay_rates_that_are_tensors_are_read_at_every_replay():
 
 def test_a_replay_that_finds_a_number_of_the_host_is_seen():
     """The emulation tells what a graph would do wrong: without `capturable` every replay is the captured step."""
-    replayed, eager = (made(DCTAdamW, {"residual": "discard"}) for _ in range(2))
+    replayed, eager = (made(DCTAdamW, {"preset": None, "residual": "discard"}) for _ in range(2))
     give((replayed, eager), 0)
     stepped(replayed)
     stepped(eager)

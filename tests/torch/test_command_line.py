@@ -8,6 +8,8 @@ from lowrank_torch import DCTAdamW, Trion, matrix_groups
 from model_libraries import import_torchvision
 from torch import nn
 
+import lowrank_core as lc
+
 # Warnings of these packages about themselves are not ours to mend.
 pytestmark = [pytest.mark.usefixtures("torch"), pytest.mark.filterwarnings("ignore")]
 
@@ -16,7 +18,6 @@ SETTINGS = {
     "betas": [0.8, 0.95],
     "rank": 8,
     "refresh_every": 4,
-    "residual": "discard",
     "score_decay": 0.9,
     "split_sizes": [64, 64],
     "foreach": False,
@@ -29,9 +30,28 @@ def test_every_option_is_in_the_signature_with_its_type_and_default(optimizer):
     (group,) = optimizer([nn.Parameter(torch.ones(8, 8))]).param_groups
     assert set(shown) == {"process_group", "preset", *group}
     del group["params"]
+    presets = lc.PRESETS if optimizer is DCTAdamW else lc.TRION_PRESETS
+    said = {name for options in presets.values() for name in options}
     for name, default in group.items():
         assert shown[name].annotation is not inspect.Parameter.empty, name
-        assert shown[name].default == default, name
+        assert shown[name].default == ("preset" if name in said else default), name
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "preset"),
+    [*((DCTAdamW, name) for name in (None, *lc.PRESETS)), (Trion, None), (Trion, "best")],
+)
+def test_defaults_that_are_given_one_by_one_change_nothing(optimizer, preset):
+    """Programs that read signatures give every default as if it had been asked for."""
+    weight = nn.Parameter(torch.ones(8, 8))
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(optimizer).parameters.items()
+        if name not in ("params", "preset")
+    }
+    (given,) = optimizer([weight], preset=preset, **defaults).param_groups
+    (made,) = optimizer([weight], preset=preset).param_groups
+    assert given == made
 
 
 @pytest.mark.parametrize("optimizer", [DCTAdamW, Trion])
@@ -56,7 +76,7 @@ def test_an_optimizer_prints_a_line():
 
 def test_a_dtype_is_kept_by_its_name_in_groups():
     parameter = nn.Parameter(torch.ones(8, 8))
-    (group,) = DCTAdamW([parameter], rank=2, state_dtype=torch.bfloat16).param_groups
+    (group,) = DCTAdamW([parameter], rank=2, preset=None, state_dtype=torch.bfloat16).param_groups
     assert group["state_dtype"] == "bfloat16"
 
 
@@ -91,6 +111,8 @@ def test_lightnings_command_line_makes_it_by_class_path():
     (group,) = optimizer.param_groups
     found = {name: group[name] for name in SETTINGS}
     assert found == {**SETTINGS, "betas": (0.8, 0.95)}
+    # What nobody set is the preset's.
+    assert group.items() >= {"second_moment": "factored", "update_scale": 2.0}.items()
     weight, bias = group["params"]
     assert optimizer.state[weight]["step"] == optimizer.state[bias]["step"] == 3
     assert optimizer.state[weight]["first_moment.1"].shape == (64, 8)

@@ -22,7 +22,14 @@ from torch_helpers import (
 pytestmark = pytest.mark.usefixtures("torch")
 
 SHAPE = (24, 10)
-COMMON = {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1, "rank": 3}
+COMMON = {
+    "lr": 0.02,
+    "betas": (0.8, 0.95),
+    "eps": 1e-6,
+    "weight_decay": 0.1,
+    "rank": 3,
+    "preset": None,
+}
 
 
 @pytest.mark.parametrize(

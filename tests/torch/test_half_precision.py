@@ -22,7 +22,9 @@ def test_matrix_is_rounded_once_a_step(dtype, side):
     config = lc.DCTAdamWConfig(rank=4, side=side, refresh_every=2)
     state = lc.dct_adamw_init((24, 16), config, xp=torch)
     value = parameter.detach().clone()
-    optimizer = DCTAdamW([parameter], RATE, weight_decay=DECAY, rank=4, side=side, refresh_every=2)
+    optimizer = DCTAdamW(
+        [parameter], RATE, weight_decay=DECAY, rank=4, side=side, preset=None, refresh_every=2
+    )
     for step in range(10):
         set_gradients([parameter], step)
         update, state = lc.dct_adamw_step(parameter.grad.float(), state, config)
@@ -93,14 +95,18 @@ def test_float64_parameters_keep_float64_state():
         for name, value in optimizer.state[parameter].items()
         if isinstance(value, torch.Tensor) and name != "step" and value.is_floating_point()
     ]
-    assert floating == [torch.float64] * 4
-    assert [row.state_bytes for row in optimizer.summary()] == [2 * 24 * 3 * 8 + 3 * 4, 2 * 9 * 8]
+    # Of the matrix a moment and means over columns and rows, of the vector two moments.
+    assert floating == [torch.float64] * 5
+    assert [row.state_bytes for row in optimizer.summary()] == [
+        (24 * 3 + 24 + 16) * 8 + 3 * 4,
+        2 * 9 * 8,
+    ]
 
 
 @pytest.mark.parametrize("state_dtype", ["bfloat16", "float16", "float64"])
 def test_moments_are_kept_in_the_dtype_asked_for(state_dtype):
     (parameter,) = parameters((24, 16))
-    optimizer = DCTAdamW([parameter], RATE, rank=3, state_dtype=state_dtype)
+    optimizer = DCTAdamW([parameter], RATE, rank=3, preset=None, state_dtype=state_dtype)
     train(optimizer, [parameter], 2)
     state = optimizer.state[parameter]
     assert (
@@ -117,7 +123,7 @@ def test_narrow_state_ends_where_wide_state_does():
         model = torch.nn.Sequential(
             torch.nn.Linear(32, 64), torch.nn.Tanh(), torch.nn.Linear(64, 32)
         )
-        optimizer = DCTAdamW(model.parameters(), lr=3e-3, rank=8, state_dtype=dtype)
+        optimizer = DCTAdamW(model.parameters(), lr=3e-3, rank=8, preset=None, state_dtype=dtype)
         for _ in range(200):
             loss = (model(x) - y).square().mean()
             loss.backward()

@@ -7,14 +7,26 @@ from device_emulation import Watch
 
 CASES = {
     "defaults": (lowrank_torch.DCTAdamW, {}),
-    "columns stay": (lowrank_torch.DCTAdamW, {"residual": "discard", "refresh_every": 50}),
+    "columns stay": (
+        lowrank_torch.DCTAdamW,
+        {"preset": None, "residual": "discard", "refresh_every": 50},
+    ),
     "factored": (lowrank_torch.DCTAdamW, {"preset": "factored"}),
     "tiny": (lowrank_torch.DCTAdamW, {"preset": "tiny"}),
-    "scaled": (lowrank_torch.DCTAdamW, {"residual": "scaled", "bias_correction": "gentle"}),
-    "error feedback": (lowrank_torch.DCTAdamW, {"residual": "error_feedback", "feedback_bits": 8}),
-    "sampled": (lowrank_torch.DCTAdamW, {"selection": "sampled", "hysteresis": 0.1}),
-    "half": (lowrank_torch.DCTAdamW, {"state_dtype": "bfloat16"}),
-    "power": (lowrank_torch.DCTAdamW, {"basis": "power", "residual": "discard"}),
+    "scaled": (
+        lowrank_torch.DCTAdamW,
+        {"preset": None, "residual": "scaled", "bias_correction": "gentle"},
+    ),
+    "error feedback": (
+        lowrank_torch.DCTAdamW,
+        {"preset": None, "residual": "error_feedback", "feedback_bits": 8},
+    ),
+    "sampled": (
+        lowrank_torch.DCTAdamW,
+        {"preset": None, "selection": "sampled", "hysteresis": 0.1},
+    ),
+    "half": (lowrank_torch.DCTAdamW, {"preset": None, "state_dtype": "bfloat16"}),
+    "power": (lowrank_torch.DCTAdamW, {"preset": None, "basis": "power", "residual": "discard"}),
     "trion": (lowrank_torch.Trion, {}),
     "trion in 8 bits": (lowrank_torch.Trion, {"momentum_bits": 8, "row_decay": 0.9}),
 }

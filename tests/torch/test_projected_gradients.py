@@ -19,7 +19,13 @@ def model():
 
 
 def optimizer_of(net):
-    options = {"lr": 0.01, "rank": 4, "refresh_every": REFRESH, "residual": "discard"}
+    options = {
+        "preset": None,
+        "lr": 0.01,
+        "rank": 4,
+        "refresh_every": REFRESH,
+        "residual": "discard",
+    }
     return DCTAdamW(net.named_parameters(), **options)
 
 

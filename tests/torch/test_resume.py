@@ -152,7 +152,8 @@ torch.set_num_threads(int(sys.argv[2]))
 saved = torch.load(sys.argv[1], weights_only=True)
 model = nn.Sequential(nn.Embedding(11, 8), nn.Linear(8, 24), nn.LayerNorm(24), nn.Linear(24, 11))
 model.load_state_dict(saved["model"])
-optimizer = DCTAdamW(matrix_groups(model, min_size=1), lr=0.02, rank=3, refresh_every=3, residual="error_feedback")
+options = {"preset": None, "refresh_every": 3, "residual": "error_feedback"}
+optimizer = DCTAdamW(matrix_groups(model, min_size=1), lr=0.02, rank=3, **options)
 scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.9**step)
 optimizer.load_state_dict(saved["optimizer"])
 scheduler.load_state_dict(saved["scheduler"])
@@ -177,6 +178,7 @@ def test_trainer_resumes_in_a_new_process(tmp_path):
         matrix_groups(model, min_size=1),
         lr=0.02,
         rank=3,
+        preset=None,
         refresh_every=3,
         residual="error_feedback",
     )
@@ -207,7 +209,11 @@ def test_trainer_resumes_in_a_new_process(tmp_path):
     resumed = torch.load(path, weights_only=True)
     assert_same_bits(resumed["model"].values(), model.state_dict().values())
     again = DCTAdamW(
-        matrix_groups(model, min_size=1), rank=3, refresh_every=3, residual="error_feedback"
+        matrix_groups(model, min_size=1),
+        rank=3,
+        preset=None,
+        refresh_every=3,
+        residual="error_feedback",
     )
     again.load_state_dict(resumed["optimizer"])
     assert_same_state(again, optimizer)
@@ -219,7 +225,12 @@ def test_distributed_checkpoint_round_trip(flatten):
     model, twin = small_model(), small_model()
     made = [
         DCTAdamW(
-            matrix_groups(m, min_size=1), lr=0.02, rank=3, refresh_every=3, bias_correction="column"
+            matrix_groups(m, min_size=1),
+            lr=0.02,
+            rank=3,
+            preset=None,
+            refresh_every=3,
+            bias_correction="column",
         )
         for m in (model, twin)
     ]
@@ -250,7 +261,8 @@ def test_distributed_checkpoint_of_a_fresh_optimizer_moves_no_parameter():
 def test_distributed_checkpoint_of_a_fresh_optimizer_spends_no_choice_of_columns():
     models = small_model(), small_model()
     made = [
-        DCTAdamW(matrix_groups(m, min_size=1), lr=0.02, rank=3, refresh_every=50) for m in models
+        DCTAdamW(matrix_groups(m, min_size=1), lr=0.02, rank=3, preset=None, refresh_every=50)
+        for m in models
     ]
     # Asked of an optimizer without state, it does a step with zero gradients and a rate of zero to have some.
     get_optimizer_state_dict(models[0], made[0])

@@ -57,7 +57,7 @@ def test_every_step_uses_the_scheduled_values(family):
     assert len(set(schedule)) > 2
     value, state = manual.detach().clone(), None
     for step, (rate, betas) in enumerate(schedule):
-        config = lc.DCTAdamWConfig(rank=3, betas=betas, eps=HYPER["eps"])
+        config = lc.DCTAdamWConfig(rank=3, betas=betas, eps=HYPER["eps"], **lc.PRESETS["factored"])
         set_gradients([manual], step)
         state = state or lc.dct_adamw_init((24, 10), config, xp=torch)
         update, state = lc.dct_adamw_step(manual.grad, state, config)

@@ -51,8 +51,8 @@ def test_what_shards_do_not_allow_is_refused(options, kind, message, process_gro
     model = build()
     fully_shard(model)
     with pytest.raises(kind, match=f"1.weight: {message}"):
-        DCTAdamW(matrix_groups(model, matrix=options, min_size=1), rank=3)
-    optimizer = DCTAdamW([("whole", parameters((8, 6))[0])], rank=3)
+        DCTAdamW(matrix_groups(model, matrix=options, min_size=1), rank=3, preset=None)
+    optimizer = DCTAdamW([("whole", parameters((8, 6))[0])], rank=3, preset=None)
     with unchanged(optimizer), pytest.raises(kind, match=f"1.weight: {message}"):
         optimizer.add_param_group(matrix_groups(model, matrix=options, min_size=1)[0])
     assert len(optimizer.param_groups) == 1

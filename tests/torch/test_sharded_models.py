@@ -136,6 +136,7 @@ def test_compressed_gradients_move_a_fifth(four):
 def test_compressed_gradients_want_a_group_that_allows_them():
     optimizer = projecting(Net(), residual="error_feedback")
     with pytest.raises(
-        ValueError, match="compressed_gradients needs a group with residual='discard'"
+        ValueError,
+        match="compressed_gradients needs preset=None and a group with residual='discard'",
     ):
         compressed_gradients(None, optimizer)

@@ -23,13 +23,13 @@ def measured(state):
 @pytest.mark.parametrize("variant", VARIANTS, ids=variant_id)
 def test_state_is_as_large_as_the_summary_and_the_core_say(variant, dtype):
     given = parameters(*SHAPES, dtype=dtype)
-    options = {"rank": 3} | variant
+    options = {name: value for name, value in variant.items() if name != "preset"}
     optimizer = DCTAdamW(
-        [{"params": given[:-1]}, {"params": given[-1:], "batch_dims": 1}], **options
+        [{"params": given[:-1]}, {"params": given[-1:], "batch_dims": 1}], rank=3, **variant
     )
     rows = optimizer.summary()
     train(optimizer, given, 2)
-    config = lc.DCTAdamWConfig(**options)
+    config = lc.DCTAdamWConfig(rank=3, **options)
     compute = "float64" if dtype == torch.float64 else "float32"
     matrices = {(8, 4, 2, 2): (8, 16)}
     for parameter, row in zip(given, rows, strict=True):
@@ -53,9 +53,17 @@ def test_every_optimizer_says_how_large_its_state_is(optimizer_type):
 @pytest.mark.parametrize(("shape", "rank"), [((48, 20), 5), ((20, 48), 5), ((30, 30), 7)])
 def test_low_rank_state_is_two_moments_and_the_indices(shape, rank):
     (parameter,) = parameters(shape)
+    plain = DCTAdamW([parameter], rank=rank, preset=None)
+    train(plain, [parameter], 2)
+    assert measured(plain.state[parameter]) == 4 * (2 * max(shape) * rank + rank)
+
+
+@pytest.mark.parametrize(("shape", "rank"), [((48, 20), 5), ((20, 48), 5), ((30, 30), 7)])
+def test_the_default_keeps_one_moment_and_means_of_rows_and_columns(shape, rank):
+    (parameter,) = parameters(shape)
     optimizer = DCTAdamW([parameter], rank=rank)
     train(optimizer, [parameter], 2)
-    assert measured(optimizer.state[parameter]) == 4 * (2 * max(shape) * rank + rank)
+    assert measured(optimizer.state[parameter]) == 4 * (max(shape) * rank + rank + sum(shape))
 
 
 def bases_alive(size):
@@ -111,7 +119,7 @@ def test_temporaries_of_a_step_are_bounded(shape, dtype, monkeypatch):
     monkeypatch.setattr("lowrank_backends.torch.num_threads", lambda: 1)
     monkeypatch.setattr("lowrank_backends._torch_threads.num_threads", lambda: 1)
     (parameter,) = parameters(shape, dtype=dtype)
-    optimizer = DCTAdamW([parameter], rank=8, refresh_every=2)
+    optimizer = DCTAdamW([parameter], rank=8, preset=None, refresh_every=2)
     full = 4 * parameter.numel()  # of float32 numbers
     set_gradients([parameter], 0)
     optimizer.step()  # makes state, chooses columns

@@ -14,7 +14,7 @@ from lowrank_core.rules.residuals import RESIDUALS
 pytestmark = pytest.mark.usefixtures("torch")
 
 SHAPES = ((24, 10), (10, 24), (6, 4, 3, 3), (5,))
-OPTIONS = {"lr": 0.02, "weight_decay": 0.1, "rank": 3}
+OPTIONS = {"preset": None, "lr": 0.02, "weight_decay": 0.1, "rank": 3}
 
 
 @pytest.fixture
@@ -61,7 +61,9 @@ def test_every_rule_compiles_without_a_break(compiler, residual):
         optimizer = Trion(given, lr=rate, rank=3, row_decay=0.9)
     else:
         moment = "factored" if residual == "bounded" else "full"
-        optimizer = DCTAdamW(given, lr=rate, rank=3, residual=residual, second_moment=moment)
+        optimizer = DCTAdamW(
+            given, lr=rate, rank=3, preset=None, residual=residual, second_moment=moment
+        )
     step = compiler(optimizer.step, backend="eager", fullgraph=True)
     for number in range(2):
         set_gradients(given, number)

@@ -15,11 +15,13 @@ STEPS = 8
 # A decay that large tells a decay of the value before the step from one of the value after it.
 RATE, DECAY = 0.05, 0.5
 OPTIONS = {"rank": 3, "betas": (0.8, 0.95), "eps": 1e-6, "refresh_every": 3}
+PLAIN = {"preset": None, **OPTIONS}
 
 
 def by_hand(parameter, matrix_shape, steps=STEPS, **options):
     """``W <- W - lr wd W - lr u`` with ``u`` from the core, on ``W`` reshaped to a stack of matrices."""
-    config = lc.DCTAdamWConfig(**OPTIONS | options)
+    preset = lc.PRESETS["factored"] if options.pop("preset", None) else {}
+    config = lc.DCTAdamWConfig(**{**preset, **OPTIONS, **options})
     value = parameter.detach().clone().reshape(matrix_shape)
     state = lc.dct_adamw_init(matrix_shape, config, xp=torch, dtype=value.dtype)
     for step in range(steps):
@@ -38,7 +40,7 @@ def check(parameter, matrix_shape, dtype, *, batch_dims=0, **options):
         lr=RATE,
         weight_decay=DECAY,
         batch_dims=batch_dims,
-        **OPTIONS | options,
+        **PLAIN | options,
     )
     train(optimizer, [parameter], STEPS)
     assert_close(parameter.detach(), expected, xp=torch, dtype=dtype, kind="trajectory")
@@ -51,9 +53,18 @@ def check(parameter, matrix_shape, dtype, *, batch_dims=0, **options):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("side", ["auto", "left", "right"])
 @pytest.mark.parametrize("shape", [(24, 10), (10, 24), (16, 16)], ids=["tall", "wide", "square"])
-def test_matrix_follows_the_core(shape, side, dtype):
+@pytest.mark.parametrize("preset", [None, "factored"])
+def test_matrix_follows_the_core(preset, shape, side, dtype):
     (parameter,) = parameters(shape, dtype=getattr(torch, dtype))
-    check(parameter, shape, dtype, side=side)
+    check(parameter, shape, dtype, side=side, preset=preset)
+
+
+def test_the_preset_is_the_default():
+    own, other = parameters((24, 10)), parameters((24, 10))
+    for given, options in ((own, {}), (other, {"preset": "factored"})):
+        train(DCTAdamW(given, lr=RATE, rank=3, **options), given, STEPS)
+    assert_same_bits(own, other)
+    assert DCTAdamW(own, rank=3).param_groups[0].items() >= lc.PRESETS["factored"].items()
 
 
 @pytest.mark.parametrize("residual", ["discard", "error_feedback"])
@@ -121,7 +132,7 @@ def test_large_update_is_added_block_by_block(side):
     (parameter,) = parameters(shape)
     expected, _ = by_hand(parameter, shape, steps=2, side=side, rank=20)
     optimizer = DCTAdamW(
-        [parameter], lr=RATE, weight_decay=DECAY, **OPTIONS | {"side": side, "rank": 20}
+        [parameter], lr=RATE, weight_decay=DECAY, **PLAIN | {"side": side, "rank": 20}
     )
     train(optimizer, [parameter], 2)
     assert_close(parameter.detach(), expected, xp=torch, dtype="float32", kind="trajectory")
@@ -132,7 +143,7 @@ def test_matrix_follows_the_independent_oracle():
     (parameter,) = parameters(shape, dtype=torch.float64)
     oracle = oracles.DCTAdamW(**OPTIONS)
     value = to_numpy(parameter)
-    optimizer = DCTAdamW([parameter], lr=RATE, weight_decay=DECAY, **OPTIONS)
+    optimizer = DCTAdamW([parameter], lr=RATE, weight_decay=DECAY, **PLAIN)
     for step in range(STEPS):
         set_gradients([parameter], step)
         value = value - RATE * DECAY * value - RATE * oracle.step(to_numpy(parameter.grad))

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.usefixtures("torch")
 OPTIMIZERS = [
     (DCTAdamW, {"rank": 4}),
     (DCTAdamW, {"rank": 4, "side": "left"}),
-    (DCTAdamW, {"rank": 4, "residual": "error_feedback", "feedback_bits": 8}),
+    (DCTAdamW, {"preset": None, "rank": 4, "residual": "error_feedback", "feedback_bits": 8}),
     (Trion, {"rank": 4}),
     (Trion, {"rank": 40, "scale": "dion"}),
 ]
@@ -105,6 +105,7 @@ def test_projected_accumulation_projects_the_transpose():
             [{"params": [parameter], "transposed": transposed}],
             lr=0.02,
             rank=4,
+            preset=None,
             residual="discard",
             refresh_every=5,
         )
