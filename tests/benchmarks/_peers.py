@@ -151,7 +151,7 @@ _PROJECTED = {"rank": "rank", "update_proj_gap": GALORE_PERIOD}
 _SOAP_PERIOD = 10
 
 ADAMW, DCT_ADAMW, TRION, MUON = "AdamW (fused)", "DCT-AdamW", "Trion", "Muon (torch.optim)"
-SIGN = "DCT-AdamW, sign of the residual (default)"
+SIGN = "DCT-AdamW, sign of the residual (preset=None)"
 POWER, PAPER, GALORE = "QR every step", "DCT-AdamW, the paper's code", "GaLore (galore-torch)"
 
 _ALL = (
