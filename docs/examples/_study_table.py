@@ -59,6 +59,11 @@ PARTS = tuple(
     name for name in NAMES if name.startswith("factored, ") and name != "factored, 8 bits"
 )
 
+#: Methods that keep as much state of hidden matrices as the default preset, or more, and move them as Adam does.
+RIVALS = ("adamw", "foam", "apollo", "galore", "fira", "ldadam")
+#: Methods whose rates are AdamW's, and what multiplies their rates in the study, which runs them with `update_scale=1`.
+AT_ADAMWS_RATE = {"adamw": 1.0, "factored": 2.0, "best": 1.0}
+
 
 class Standing(NamedTuple):
     """How a method did at the best of its rates."""
@@ -123,6 +128,22 @@ def parts(lines: list[Line]) -> list[Line]:
 def wholes(lines: list[Line]) -> list[Line]:
     """The lines of methods as they are, without `PARTS`."""
     return [line for line in lines if line["method"] not in PARTS]
+
+
+def rivals(lines: list[Line]) -> list[Line]:
+    """Of the lines of one size those of the default preset and of `RIVALS`."""
+    return [line for line in lines if line["method"] in ("factored", *RIVALS)]
+
+
+def at_adamws_rate(lines: list[Line]) -> list[Line]:
+    """Of the lines of one size those of `AT_ADAMWS_RATE` at AdamW's best rate, whatever their own best is."""
+    rate = next(lr for method, lr, _, _ in best_runs(lines) if method == "adamw")
+    return [
+        line
+        for line in lines
+        if (scale := AT_ADAMWS_RATE.get(line["method"]))
+        and math.isclose(line["lr"], scale * rate, rel_tol=1e-3)
+    ]
 
 
 def best_runs(lines: list[Line]) -> Iterator[tuple[str, float, dict[int, Line], bool]]:

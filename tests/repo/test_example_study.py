@@ -228,5 +228,8 @@ def test_published_tables_are_those_of_the_lines(study):
     every = table.read(RESULTS)
     for own in table.sizes(every).values():
         assert table.markdown(table.wholes(own)) in text
+        assert table.markdown(table.at_adamws_rate(own)) in text
+        if {line["method"] for line in own} >= {"factored", *table.RIVALS}:
+            assert table.markdown(table.rivals(own), "factored") in text
     (parts,) = filter(None, map(table.parts, table.sizes(every).values()))
     assert table.markdown(parts, "factored") in text
