@@ -83,7 +83,7 @@ def frontier() -> Figure:
                 ha="right" if ours else "left", va="center", color=ink, fontsize=8.5,
             )  # fmt: skip
         axes.set_xscale("log")
-        axes.margins(x=0.4)
+        axes.margins(x=0.6)
         low, high = axes.get_xlim()
         ticks = [tick for tick in (1, 2, 5, 10, 20, 50) if low <= tick <= high]
         axes.set_xticks(ticks, [str(tick) for tick in ticks])

@@ -350,20 +350,22 @@ def state() -> Figure:
         return (low_rank + 8 * others) / 1e9
 
     adamw, trion = lowrank_core.DCTAdamWConfig, lowrank_core.TrionConfig
+    factored, tiny = lowrank_core.PRESETS["factored"], lowrank_core.PRESETS["tiny"]
+    best = lowrank_core.TRION_PRESETS["best"]
     bars = {
         "AdamW": 8 * weights / 1e9,
-        "Trion": gigabytes(trion(rank=0.5)),
-        "DCT-AdamW, rank 1/4": gigabytes(adamw(rank=0.25)),
-        "Trion, 8 bits": gigabytes(trion(rank=0.5, momentum_bits=8)),
-        "DCT-AdamW, rank 512": gigabytes(adamw(rank=512)),
-        "DCT-AdamW, rank 256": gigabytes(adamw(rank=256)),
+        "Muon": (4 * (weights - others) + 8 * others) / 1e9,
+        "Trion, best": gigabytes(trion(rank=1.0, **best)),
+        "DCT-AdamW": gigabytes(adamw(rank=0.25, **factored)),
+        "DCT-AdamW, rank 512": gigabytes(adamw(rank=512, **factored)),
+        "DCT-AdamW, tiny": gigabytes(adamw(rank=0.25, **tiny)),
     }
     ink = EITHER
     figure = Figure(figsize=(6.4, 2.6), facecolor="none")
     axes = figure.add_axes((0.29, 0.04, 0.60, 0.82), facecolor="none")
     bare(axes)
     for place, (name, size) in enumerate(bars.items()):
-        axes.barh(place, size, height=0.7, color=ink if name == "AdamW" else CHOSEN)
+        axes.barh(place, size, height=0.7, color=ink if name in ("AdamW", "Muon") else CHOSEN)
         axes.text(size + 0.5, place, f"{size:.1f} GB", va="center", color=ink)
         axes.text(-0.6, place, name, ha="right", va="center", color=ink)
     axes.invert_yaxis()

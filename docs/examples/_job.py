@@ -30,7 +30,7 @@ VALIDATION_WINDOWS = 64
 INTERRUPTED = 130
 
 # The best of those tried on the default job.
-RATES = {"adamw": 7e-4, "dct-adamw": 1e-3, "galore": 2.8e-3, "muon": 0.03, "trion": 0.04}
+RATES = {"adamw": 7e-4, "dct-adamw": 7e-4, "galore": 2.8e-3, "muon": 0.03, "trion": 0.04}
 
 
 class UsageError(Exception):

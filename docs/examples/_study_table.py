@@ -235,3 +235,21 @@ def markdown(lines: list[Line], base: str = "adamw") -> str:
     ]
     head, *listed = (f"| {' | '.join(row)} |" for row in ([*HEADS, f"minus {short(base)}"], *rows))
     return "\n".join([head, "|---|---:|---:|---:|---|---:|---|", *listed])
+
+
+def markdown_at_adamws_rate(lines: list[Line]) -> str:
+    """The table, a row a size, of AdamW at its best rate and of what `AT_ADAMWS_RATE` says does well at that rate."""
+    methods = [method for method in AT_ADAMWS_RATE if method != "adamw"]
+    heads = ["width", "steps", "text", "rate", "AdamW"]
+    heads += [head for method in methods for head in (NAMES[method], "minus AdamW")]
+    rows = []
+    for size, own in sorted(sizes(lines).items()):
+        found = {standing.method: standing for standing in standings(at_adamws_rate(own))}
+        adamw = found["adamw"]
+        row = [str(size[0]), str(size[4]), "Python" if size[5] == TEXT else "English"]
+        row += [f"{adamw.lr:.2g}", f"{adamw.mean:.3f}"]
+        for method in methods:
+            row += [f"{found[method].mean:.3f}", against(found[method], bold="**")]
+        rows.append(row)
+    head, *listed = (f"| {' | '.join(row)} |" for row in (heads, *rows))
+    return "\n".join([head, f"|{'---:|' * len(heads)}", *listed])

@@ -224,12 +224,13 @@ def test_differences_are_paired_by_seed_and_sizes_apart(study):
 
 def test_published_tables_are_those_of_the_lines(study):
     table = importlib.import_module("_study_table")
-    text = (RESULTS.parent.parent / "evidence.md").read_text(encoding="utf-8")
+    pages = ("evidence.md", "study.md")
+    text = "".join((RESULTS.parent.parent / name).read_text(encoding="utf-8") for name in pages)
     every = table.read(RESULTS)
     for own in table.sizes(every).values():
         assert table.markdown(table.wholes(own)) in text
-        assert table.markdown(table.at_adamws_rate(own)) in text
         if {line["method"] for line in own} >= {"factored", *table.RIVALS}:
             assert table.markdown(table.rivals(own), "factored") in text
+    assert table.markdown_at_adamws_rate(every) in text
     (parts,) = filter(None, map(table.parts, table.sizes(every).values()))
     assert table.markdown(parts, "factored") in text
