@@ -36,8 +36,8 @@ LORA_RANK = 16
 #: bitsandbytes keeps tensors of fewer numbers in float32, and a float32 scale for each block of this many codes.
 _SMALL, _BLOCK = 4096, 256
 _BAR = 24
-#: What a step of DCT-AdamW holds for a moment, over its largest matrix: the highest measured at 4096 x 4096 on a CPU.
-TEMPORARY = Fraction(3, 2)
+#: What a step of DCT-AdamW holds for a moment, over its largest matrix: the default preset's, without kernels.
+TEMPORARY = Fraction(9, 5)
 #: Types of models in Hugging Face's configurations that are made here, without Transformers.
 DECODERS = ("llama", "mistral", "qwen2", "gemma")
 
@@ -91,8 +91,7 @@ class Estimate(tuple[Row, ...]):
             lines.append(f"{row.name:26}{numbers}  {bar}")
         lines += [
             f"Beside these: activations, and about {self.temporary / 1e9:.2f} GB for a step of DCT-AdamW",
-            f"({float(TEMPORARY):g} times the largest hidden matrix in float32; more with Trion, and with residuals",
-            "other than 'sign' and 'discard').",
+            f"({float(TEMPORARY):g} times the largest hidden matrix in float32; more with Trion, error feedback).",
         ]
         if self.gathered:
             lines.append(
