@@ -12,7 +12,7 @@ from lowrank_core._typing import Scalar
 from lowrank_core.option_types import Nonfinite, PresetName
 from lowrank_core.rules.known import DCT_ADAMW
 from lowrank_core.rules.options import shows_options
-from lowrank_core.rules.presets import PRESETS, with_preset
+from lowrank_core.rules.presets import PRESETS
 from lowrank_jax._axes import AxesRule, axes_by_name
 from lowrank_jax._nonfinite import watched
 from lowrank_jax._option_types import DCTAdamWOptions
@@ -70,7 +70,7 @@ def scale_by_dct_adam(
     """
     check_adam(b1, b2, eps)
     named = {"rank": rank, "betas": (b1, b2), "eps": eps}
-    config = config_of("scale_by_dct_adam", DCTAdamWConfig, named, with_preset(preset, options))
+    config = config_of("scale_by_dct_adam", DCTAdamWConfig, named, options, preset, PRESETS)
     stepped = Options(DCT_ADAMW, config, needs_low_rank=True)
     return scale_by_rule(stepped, optax.scale_by_adam(b1, b2, eps), matrix_axes)
 

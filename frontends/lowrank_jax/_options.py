@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from lowrank_core import DCTAdamWConfig, TrionConfig
 from lowrank_core._checks import check_known, check_number
 from lowrank_core.rules.options import number_options
-from lowrank_core.rules.presets import config_from
+from lowrank_core.rules.presets import config_from, with_preset
 
 Config = TypeVar("Config", bound=Any)
 
@@ -42,15 +42,21 @@ def numbers_of_options() -> set[str]:
 
 
 def config_of(
-    where: str, config_type: type[Config], named: Mapping[str, Any], options: Mapping[str, Any]
+    where: str,
+    config_type: type[Config],
+    named: Mapping[str, Any],
+    given: Mapping[str, Any],
+    preset: str | None,
+    presets: Mapping[str, Mapping[str, Any]],
 ) -> Config:
-    """Return the configuration with ``named`` and ``options``.
+    """Return the configuration with ``named`` and with those ``given`` over those of one of ``presets``.
 
     Raises
     ------
     TypeError, ValueError
         If an option is unknown or has a bad value.
     """
+    options = with_preset(preset, given, presets)
     known = {field.name for field in dataclasses.fields(config_type)} - RENAMED - set(named)
     check_known(where, options, known)
     for name, value in {**named, **options}.items():
@@ -59,7 +65,7 @@ def config_of(
                 f"{name} must be a plain value, got {value!r}; optax.inject_hyperparams makes an array of every number "
                 f"unless told otherwise: static_args=lowrank_jax.static_options(factory)"
             )
-    return config_from(config_type, {**named, **options})
+    return config_from(config_type, {**named, **options}, preset, presets)
 
 
 def check_adam(b1: Any, b2: Any, eps: Any) -> None:

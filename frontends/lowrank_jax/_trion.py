@@ -12,7 +12,7 @@ from lowrank_core._typing import Scalar
 from lowrank_core.option_types import Nonfinite, TrionPresetName
 from lowrank_core.rules.known import TRION
 from lowrank_core.rules.options import shows_options
-from lowrank_core.rules.presets import TRION_PRESETS, with_preset
+from lowrank_core.rules.presets import TRION_PRESETS
 from lowrank_jax._axes import AxesRule, axes_by_name
 from lowrank_jax._nonfinite import watched
 from lowrank_jax._option_types import TrionOptions
@@ -69,8 +69,7 @@ def scale_by_trion(
     """
     check_adam(b1, b2, eps)
     named = {"rank": rank, "momentum": momentum}
-    given = with_preset(preset, options, TRION_PRESETS)
-    config = config_of("scale_by_trion", TrionConfig, named, given)
+    config = config_of("scale_by_trion", TrionConfig, named, options, preset, TRION_PRESETS)
     stepped = Options(TRION, config, needs_low_rank=False)
     return scale_by_rule(stepped, optax.scale_by_adam(b1, b2, eps), matrix_axes)
 

@@ -84,6 +84,7 @@ class DCTAdamW(LowRankOptimizer):
     """
 
     rule = DCT_ADAMW
+    _presets = PRESETS
     _reuses_memory = True
 
     @shows_options(DCTAdamWConfig, StepOptions, ShapeOptions, presets=PRESETS)
@@ -113,6 +114,7 @@ class DCTAdamW(LowRankOptimizer):
             },
             own,
             process_group,
+            preset,
         )
 
     @classmethod

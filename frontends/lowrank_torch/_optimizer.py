@@ -63,6 +63,8 @@ class LowRankOptimizer(Optimizer):
 
     #: The rule that steps hidden matrices.
     rule: ClassVar[Rule]
+    #: Options of the rule that go together, by name.
+    _presets: ClassVar[Mapping[str, Mapping[str, Any]]]
     #: Whether a step holds its largest temporaries to the end, so that keeping their memory raises no peak.
     _reuses_memory: ClassVar[bool] = False
     #: Whether the rule also takes matrices with no more basis vectors than its rank.
@@ -85,8 +87,13 @@ class LowRankOptimizer(Optimizer):
         options: Mapping[str, Any],
         own: Mapping[str, Any],
         process_group: Any = None,
+        preset: str | None = None,
     ) -> None:
-        """Check ``options`` (fields of the configuration) and ``own`` (of the frontend), and add the groups."""
+        """Check ``options`` (fields of the configuration) and ``own`` (of the frontend), and add the groups.
+
+        Errors tell which options came with the ``preset``.
+        """
+        self._preset = preset
         self._process_group = process_group
         self._forget()
         defaults = {**self._options.defaults(), **own}
@@ -117,7 +124,7 @@ class LowRankOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy is made of."""
-        return {**super().__getstate__(), "_beside": self._beside}
+        return {**super().__getstate__(), "_beside": self._beside, "_preset": self._preset}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copied or unpickled optimizer; what it computes with is made anew."""
@@ -127,6 +134,7 @@ class LowRankOptimizer(Optimizer):
                 group.setdefault(option, LATER_OPTIONS[option])
         # Loading a state dict comes here too and leaves the group; it belongs to a process and goes into no copy.
         self._process_group = self.__dict__.get("_process_group")
+        self._preset = self.__dict__.get("_preset")
         self._forget()
 
     def _forget(self) -> None:
@@ -134,7 +142,7 @@ class LowRankOptimizer(Optimizer):
         # Constants of its own, so that they are freed with the optimizer.
         ops = ops_for_namespace(torch)
         self._ops = ops.with_constants(Constants(), reuse_memory=self._reuses_memory)
-        self._options = GroupOptions(self.rule)
+        self._options = GroupOptions(self.rule, self._preset, self._presets)
         self._decided: MutableMapping[Tensor, int] = WeakTensorKeyDictionary()
         self._planner = Planner(self._options, self._whole_ranks, self._process_group, self._ops)
         self._schedules: dict[Chosen, Schedule] = {}

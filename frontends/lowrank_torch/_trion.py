@@ -61,6 +61,7 @@ class Trion(LowRankOptimizer):
     """
 
     rule = TRION
+    _presets = TRION_PRESETS
     _whole_ranks = True
     _beside_defaults = ("betas",)
 
@@ -91,6 +92,7 @@ class Trion(LowRankOptimizer):
             },
             own,
             process_group,
+            preset,
         )
 
     @classmethod

@@ -84,20 +84,26 @@ def with_preset(
     return {**presets[preset], **given}
 
 
-def config_from(config_type: type[Config], options: Mapping[str, Any]) -> Config:
-    """Return the configuration with ``options``, some of which may be those of the preset that frontends begin with.
+def config_from(
+    config_type: type[Config],
+    options: Mapping[str, Any],
+    preset: str | None = None,
+    presets: Mapping[str, Mapping[str, Any]] = PRESETS,
+) -> Config:
+    """Return the configuration with ``options``, some of which may be those of one of ``presets``.
 
     Raises
     ------
     TypeError, ValueError
-        As ``config_type`` does. Where all would be well without that preset, the error says so.
+        As ``config_type`` does. Where all would be well without the preset, the error says so.
     """
     try:
         return config_type(**options)
     except ValueError as error:
+        chosen = {} if preset is None else presets[preset]
         begun = [
             name
-            for name, value in _FACTORED.items()
+            for name, value in chosen.items()
             if type(options.get(name)) is type(value) and options[name] == value
         ]
         own = {name: value for name, value in options.items() if name not in begun}
@@ -108,7 +114,7 @@ def config_from(config_type: type[Config], options: Mapping[str, Any]) -> Config
         except ValueError:
             raise error from None
         blamed = [name for name in begun if name in str(error)] or begun
-        named = ", ".join(f"{name}={_FACTORED[name]!r}" for name in blamed)
+        named = ", ".join(f"{name}={chosen[name]!r}" for name in blamed)
         raise ValueError(
-            f"{error}; {named} comes with preset='factored', the default: preset=None leaves it out"
+            f"{error}; {named} comes with preset={preset!r}, which preset=None, the plain rule, leaves out"
         ) from None

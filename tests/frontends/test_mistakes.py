@@ -4,6 +4,7 @@ Of two more the tests stand with what they are about: parameters that look like 
 `test_roles.py` in `tests/torch`), and a framework that is not installed (`tests/repo/test_packaging.py`).
 """
 
+import copy
 import re
 import warnings
 
@@ -176,3 +177,51 @@ def test_the_warning_of_lost_updates_is_true():
     set_gradients([weight], 0)
     optimizer.step()
     assert (weight != before).float().mean() < 0.2
+
+
+def in_torch(**options):
+    DCTAdamW(parameters((12, 8)), rank=4, **options)
+
+
+def in_a_group(preset="factored", **options):
+    DCTAdamW([{"params": parameters((12, 8)), **options}], rank=4, preset=preset)
+
+
+def in_a_later_group(preset="factored", **options):
+    optimizer = DCTAdamW(parameters((12, 8)), rank=4, preset=preset)
+    copy.deepcopy(optimizer).add_param_group({"params": parameters((12, 8)), **options})
+
+
+def in_jax(**options):
+    lowrank_jax.dct_adamw(0.01, rank=4, **options)
+
+
+@pytest.mark.parametrize("make", [in_torch, in_a_group, in_a_later_group, in_jax])
+class TestWhatAPresetDoesNotGoWith:
+    @pytest.mark.parametrize("preset", ["factored", "tiny"])
+    @pytest.mark.parametrize(
+        ("options", "said", "blamed"),
+        [
+            ({"basis": "power", "residual": "sign"}, "got 'factored'", "second_moment='factored'"),
+            ({"bias_correction": "column"}, "got 'column'", "second_moment='factored'"),
+            ({"score": "l1"}, "with score='l1'", "score_decay=0.95"),
+            ({"residual": "sign", "residual_scale": -1.0}, "residual_scale must be at least", None),
+        ],
+    )
+    def test_is_told_from_what_was_given(self, make, preset, options, said, blamed):
+        if preset == "tiny" and "basis" in options:
+            options = {**options, "moment_bits": None}
+        with pytest.raises(ValueError, match=re.escape(said)) as error:
+            make(preset=preset, **options)
+        tail = f"; {blamed} comes with preset='{preset}', which preset=None, the plain rule, leaves"
+        assert (tail in str(error.value)) is (blamed is not None)
+        assert blamed or "preset" not in str(error.value)
+
+    @pytest.mark.parametrize(
+        "options",
+        [{"second_moment": "factored", "basis": "svd"}, {"residual": "bounded"}],
+    )
+    def test_is_not_blamed_where_there_is_none(self, make, options):
+        with pytest.raises(ValueError, match="second_moment") as error:
+            make(preset=None, **options)
+        assert "preset" not in str(error.value)
