@@ -77,10 +77,8 @@ def bases():
     return [*lc.basis_names(), *STORED_BASES]
 
 
-VARIANTS = [
+PLAIN = [
     *({"residual": residual} for residual in RESIDUALS if residual != "bounded"),
-    {"preset": "factored"},
-    {"preset": "tiny", "side": "left"},
     {"second_moment": "factored", "residual": "scaled"},
     {"update_scale": 2.0, "bias_correction": "gentle"},
     *({"basis": basis} for basis in bases() if basis != "dct"),
@@ -90,6 +88,11 @@ VARIANTS = [
     {"score": "l1", "side": "left"},
     {"score_decay": 0.9, "hysteresis": 0.2},
     {"selection": "sampled", "seed": 3},
+]
+VARIANTS = [
+    {},
+    *({"preset": None, **options} for options in PLAIN),
+    {"preset": "tiny", "side": "left"},
 ]
 
 
