@@ -31,8 +31,8 @@ OTHERS = {
     "dion": "Dion",
     "scale": "SCALE",
 }
-#: Processes that ran or wanted to, on two cores, from which on a run's times are those of a busy machine.
-QUIET_LOAD = 2.0
+#: Processes that ran or wanted to, on two cores, from which on a run's times are not its own.
+QUIET_LOAD = 2.5
 
 
 def lines_of_study() -> dict[tuple[object, ...], list[study_table.Line]]:

