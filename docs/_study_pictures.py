@@ -31,8 +31,8 @@ OTHERS = {
     "dion": "Dion",
     "scale": "SCALE",
 }
-#: Processes that ran or wanted to, on two cores, from which on a run's times are not its own.
-QUIET_LOAD = 2.5
+#: The seed of runs that were made one after the other, for their times.
+TIMED_SEED = 8
 
 
 def lines_of_study() -> dict[tuple[object, ...], list[study_table.Line]]:
@@ -96,11 +96,9 @@ def frontier() -> Figure:
 
 
 def curves() -> Figure:
-    """Training loss of the smallest model against bytes read and against time, of runs that had the machine."""
+    """Training loss of the smallest model against bytes read and against time, of the runs of `TIMED_SEED`."""
     own = next(iter(lines_of_study().values()))
-    runs = {
-        line["method"]: line for line in own if line.get("load", QUIET_LOAD) < QUIET_LOAD
-    }  # The last seed of each.
+    runs = {line["method"]: line for line in own if line["seed"] == TIMED_SEED}
     figure = Figure(figsize=(9.2, 3.6), facecolor="none")
     inks = colormaps["tab10"]
     for place, (label, per_step) in enumerate(
