@@ -21,17 +21,23 @@ SMALL = functools.partial(lowrank_jax.axes_by_name, min_size=1)
 
 VARIANTS = {
     "plain": ("dct_adamw", {}),
-    "columns kept": ("dct_adamw", {"refresh_every": 4}),
-    "feedback": ("dct_adamw", {"residual": "error_feedback"}),
-    "scaled": ("dct_adamw", {"residual": "scaled", "bias_correction": "column"}),
-    "normalized": ("dct_adamw", {"residual": "normalized", "selection": "sampled"}),
+    "columns kept": ("dct_adamw", {"preset": None, "refresh_every": 4}),
+    "feedback": ("dct_adamw", {"preset": None, "residual": "error_feedback"}),
+    "scaled": ("dct_adamw", {"preset": None, "residual": "scaled", "bias_correction": "column"}),
+    "normalized": ("dct_adamw", {"preset": None, "residual": "normalized", "selection": "sampled"}),
     "gentle": (
         "dct_adamw",
-        {"bias_correction": "gentle", "score_decay": 0.9, "residual": "sign", "refresh_every": 3},
+        {
+            "preset": None,
+            "bias_correction": "gentle",
+            "score_decay": 0.9,
+            "residual": "sign",
+            "refresh_every": 3,
+        },
     ),
-    "codes": ("dct_adamw", {"residual": "error_feedback", "feedback_bits": 8}),
-    "narrow": ("dct_adamw", {"state_dtype": "bfloat16"}),
-    "vectors": ("dct_adamw", {"basis": "power", "refresh_every": 5}),
+    "codes": ("dct_adamw", {"preset": None, "residual": "error_feedback", "feedback_bits": 8}),
+    "narrow": ("dct_adamw", {"preset": None, "state_dtype": "bfloat16"}),
+    "vectors": ("dct_adamw", {"preset": None, "basis": "power", "refresh_every": 5}),
     "trion": ("trion", {"betas": (0.9, 0.999)}),
     "trion codes": ("trion", {"betas": (0.9, 0.999), "momentum_bits": 8, "row_decay": 0.9}),
 }

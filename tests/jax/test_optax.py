@@ -54,10 +54,28 @@ def check_single_trace(optimizer, params, steps=4):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("dct_adamw", {"refresh_every": 3, "learning_rate": optax.linear_schedule(0.1, 0.0, 9)}),
-        ("dct_adamw", {"residual": "scaled", "bias_correction": "gentle", "score_decay": 0.9}),
-        ("dct_adamw", {"residual": "error_feedback", "feedback_bits": 4, "selection": "sampled"}),
-        ("dct_adamw", {"state_dtype": "bfloat16"}),
+        (
+            "dct_adamw",
+            {
+                "preset": None,
+                "refresh_every": 3,
+                "learning_rate": optax.linear_schedule(0.1, 0.0, 9),
+            },
+        ),
+        (
+            "dct_adamw",
+            {"preset": None, "residual": "scaled", "bias_correction": "gentle", "score_decay": 0.9},
+        ),
+        (
+            "dct_adamw",
+            {
+                "preset": None,
+                "residual": "error_feedback",
+                "feedback_bits": 4,
+                "selection": "sampled",
+            },
+        ),
+        ("dct_adamw", {"preset": None, "state_dtype": "bfloat16"}),
         ("trion", {}),
         ("trion", {"momentum_bits": 8}),
     ],

@@ -10,16 +10,22 @@ from lowrank_jax import dct_adamw, matrix_mask, trion
 pytestmark = pytest.mark.usefixtures("optax")
 
 VARIANTS = {
-    "plain": ("dct_adamw", {"refresh_every": 3}),
-    "schedule": ("dct_adamw", {"learning_rate": optax.linear_schedule(0.1, 0.0, 9)}),
-    "codes": ("dct_adamw", {"residual": "error_feedback", "feedback_bits": 4}),
+    "plain": ("dct_adamw", {"preset": None, "refresh_every": 3}),
+    "schedule": (
+        "dct_adamw",
+        {"preset": None, "learning_rate": optax.linear_schedule(0.1, 0.0, 9)},
+    ),
+    "codes": ("dct_adamw", {"preset": None, "residual": "error_feedback", "feedback_bits": 4}),
     "counters": (
         "dct_adamw",
-        {"residual": "scaled", "bias_correction": "column", "score_decay": 0.9},
+        {"preset": None, "residual": "scaled", "bias_correction": "column", "score_decay": 0.9},
     ),
-    "drawn": ("dct_adamw", {"residual": "normalized", "selection": "sampled"}),
-    "vectors": ("dct_adamw", {"basis": "power"}),
-    "narrow state": ("dct_adamw", {"state_dtype": "bfloat16", "residual": "error_feedback"}),
+    "drawn": ("dct_adamw", {"preset": None, "residual": "normalized", "selection": "sampled"}),
+    "vectors": ("dct_adamw", {"preset": None, "basis": "power"}),
+    "narrow state": (
+        "dct_adamw",
+        {"preset": None, "state_dtype": "bfloat16", "residual": "error_feedback"},
+    ),
     "trion": ("trion", {}),
     "trion in codes": ("trion", {"momentum_bits": 8, "row_decay": 0.9}),
 }

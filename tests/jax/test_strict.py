@@ -12,13 +12,13 @@ pytestmark = pytest.mark.usefixtures("optax")
 
 VARIANTS = [
     ("dct_adamw", {}),
-    ("dct_adamw", {"method": "fft", "refresh_every": 2}),
-    ("dct_adamw", {"residual": "error_feedback", "feedback_bits": 8}),
-    ("dct_adamw", {"residual": "normalized", "bias_correction": "gentle"}),
-    ("dct_adamw", {"residual": "scaled", "selection": "sampled"}),
-    ("dct_adamw", {"basis": "svd"}),
-    ("dct_adamw", {"basis": "power"}),
-    ("dct_adamw", {"basis": "hartley"}),
+    ("dct_adamw", {"preset": None, "method": "fft", "refresh_every": 2}),
+    ("dct_adamw", {"preset": None, "residual": "error_feedback", "feedback_bits": 8}),
+    ("dct_adamw", {"preset": None, "residual": "normalized", "bias_correction": "gentle"}),
+    ("dct_adamw", {"preset": None, "residual": "scaled", "selection": "sampled"}),
+    ("dct_adamw", {"preset": None, "basis": "svd"}),
+    ("dct_adamw", {"preset": None, "basis": "power"}),
+    ("dct_adamw", {"preset": None, "basis": "hartley"}),
     ("trion", {}),
     ("trion", {"momentum_bits": 8, "method": "fft", "row_decay": 0.9}),
 ]
