@@ -70,7 +70,7 @@ def scale_by_dct_adam(
     """
     check_adam(b1, b2, eps)
     named = {"rank": rank, "betas": (b1, b2), "eps": eps}
-    config = config_of("scale_by_dct_adam", DCTAdamWConfig, named, options, preset, PRESETS)
+    config = config_of("scale_by_dct_adam", DCT_ADAMW, named, options, preset)
     stepped = Options(DCT_ADAMW, config, needs_low_rank=True)
     return scale_by_rule(stepped, optax.scale_by_adam(b1, b2, eps), matrix_axes)
 

@@ -14,8 +14,10 @@ from lowrank_core import DCTAdamWConfig, TrionConfig
 from lowrank_core._checks import check_known, check_number
 from lowrank_core.rules.options import number_options
 from lowrank_core.rules.presets import config_from, with_preset
+from lowrank_core.rules.rule import Rule
 
 Config = TypeVar("Config", bound=Any)
+
 
 # Numbers of this package's own signatures, which may be traced values like those of the core's configurations.
 _OWN_NUMBERS = {"learning_rate", "weight_decay", "b1", "b2"}
@@ -43,21 +45,20 @@ def numbers_of_options() -> set[str]:
 
 def config_of(
     where: str,
-    config_type: type[Config],
+    rule: Rule,
     named: Mapping[str, Any],
     given: Mapping[str, Any],
     preset: str | None,
-    presets: Mapping[str, Mapping[str, Any]],
-) -> Config:
-    """Return the configuration with ``named`` and with those ``given`` over those of one of ``presets``.
+) -> Any:
+    """Return the configuration of ``rule`` with ``named`` and with those ``given`` over those of ``preset``.
 
     Raises
     ------
     TypeError, ValueError
         If an option is unknown or has a bad value.
     """
-    options = with_preset(preset, given, presets)
-    known = {field.name for field in dataclasses.fields(config_type)} - RENAMED - set(named)
+    options = with_preset(preset, given, rule.presets)
+    known = {field.name for field in dataclasses.fields(rule.config)} - RENAMED - set(named)
     check_known(where, options, known)
     for name, value in {**named, **options}.items():
         if name not in numbers_of_options() | RENAMED and isinstance(value, jax.Array):
@@ -65,7 +66,7 @@ def config_of(
                 f"{name} must be a plain value, got {value!r}; optax.inject_hyperparams makes an array of every number "
                 f"unless told otherwise: static_args=lowrank_jax.static_options(factory)"
             )
-    return config_from(config_type, {**named, **options}, preset, presets)
+    return config_from(rule, {**named, **options}, preset)
 
 
 def check_adam(b1: Any, b2: Any, eps: Any) -> None:

@@ -69,7 +69,7 @@ def scale_by_trion(
     """
     check_adam(b1, b2, eps)
     named = {"rank": rank, "momentum": momentum}
-    config = config_of("scale_by_trion", TrionConfig, named, options, preset, TRION_PRESETS)
+    config = config_of("scale_by_trion", TRION, named, options, preset)
     stepped = Options(TRION, config, needs_low_rank=False)
     return scale_by_rule(stepped, optax.scale_by_adam(b1, b2, eps), matrix_axes)
 

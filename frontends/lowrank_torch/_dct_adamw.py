@@ -11,7 +11,7 @@ from lowrank_core import DCTAdamWConfig
 from lowrank_core.option_types import PresetName
 from lowrank_core.rules.known import DCT_ADAMW
 from lowrank_core.rules.options import shows_options
-from lowrank_core.rules.presets import PRESETS, with_preset
+from lowrank_core.rules.presets import PRESETS
 from lowrank_torch._for_model import for_model, shows_arguments_of
 from lowrank_torch._groups import matrix_groups
 from lowrank_torch._matrices import ShapeOptions
@@ -84,7 +84,6 @@ class DCTAdamW(LowRankOptimizer):
     """
 
     rule = DCT_ADAMW
-    _presets = PRESETS
     _reuses_memory = True
 
     @shows_options(DCTAdamWConfig, StepOptions, ShapeOptions, presets=PRESETS)
@@ -110,11 +109,11 @@ class DCTAdamW(LowRankOptimizer):
                 "algorithm": algorithm,
                 "betas": betas,
                 "eps": eps,
-                **with_preset(preset, options),
+                **options,
             },
             own,
-            process_group,
             preset,
+            process_group,
         )
 
     @classmethod

@@ -18,6 +18,7 @@ from lowrank_core._checks import check_integer, check_known
 from lowrank_core.ops.constants import Constants
 from lowrank_core.rules.diagnostics import MatrixDiagnostics
 from lowrank_core.rules.portable import Names
+from lowrank_core.rules.presets import with_preset
 from lowrank_core.rules.rule import Rule
 from lowrank_core.rules.state import ArraySpec
 from lowrank_torch._adamw import adamw_step, make_adamw_state, place_adamw_state
@@ -63,8 +64,6 @@ class LowRankOptimizer(Optimizer):
 
     #: The rule that steps hidden matrices.
     rule: ClassVar[Rule]
-    #: Options of the rule that go together, by name.
-    _presets: ClassVar[Mapping[str, Mapping[str, Any]]]
     #: Whether a step holds its largest temporaries to the end, so that keeping their memory raises no peak.
     _reuses_memory: ClassVar[bool] = False
     #: Whether the rule also takes matrices with no more basis vectors than its rank.
@@ -86,13 +85,14 @@ class LowRankOptimizer(Optimizer):
         params: Any,
         options: Mapping[str, Any],
         own: Mapping[str, Any],
+        preset: str | None,
         process_group: Any = None,
-        preset: str | None = None,
     ) -> None:
-        """Check ``options`` (fields of the configuration) and ``own`` (of the frontend), and add the groups.
+        """Check ``options`` (fields of the configuration, over those of ``preset``) and ``own`` (of the frontend).
 
-        Errors tell which options came with the ``preset``.
+        Then add the groups.
         """
+        options = with_preset(preset, options, self.rule.presets)
         self._preset = preset
         self._process_group = process_group
         self._forget()
@@ -142,7 +142,7 @@ class LowRankOptimizer(Optimizer):
         # Constants of its own, so that they are freed with the optimizer.
         ops = ops_for_namespace(torch)
         self._ops = ops.with_constants(Constants(), reuse_memory=self._reuses_memory)
-        self._options = GroupOptions(self.rule, self._preset, self._presets)
+        self._options = GroupOptions(self.rule, self._preset)
         self._decided: MutableMapping[Tensor, int] = WeakTensorKeyDictionary()
         self._planner = Planner(self._options, self._whole_ranks, self._process_group, self._ops)
         self._schedules: dict[Chosen, Schedule] = {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Mapping, MutableMapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -57,14 +56,8 @@ class StepOptions:
 class GroupOptions:
     """The options that groups of one optimizer have."""
 
-    def __init__(
-        self,
-        rule: Rule,
-        preset: str | None = None,
-        presets: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
-    ) -> None:
-        self.rule = rule
-        self._preset, self._presets = preset, presets
+    def __init__(self, rule: Rule, preset: str | None = None) -> None:
+        self.rule, self._preset = rule, preset
         self._fields = dataclasses.fields(rule.config)
         self._names = tuple(field.name for field in self._fields)
         # What a configuration is made of and checked for: all but the numbers that schedules change.
@@ -97,7 +90,7 @@ class GroupOptions:
         check_number("eps", group["eps"], low=0)
         check_betas(group["betas"])
         options = {name: group[name] for name in self._names}
-        return config_from(self.rule.config, options, self._preset, self._presets)
+        return config_from(self.rule, options, self._preset)
 
     def make_plain(self, group: MutableMapping[str, Any]) -> None:
         """Give a group Python's own numbers in the place of others, and a dtype's name in that of its object."""

@@ -11,7 +11,7 @@ from lowrank_core import TrionConfig
 from lowrank_core.option_types import TrionPresetName
 from lowrank_core.rules.known import TRION
 from lowrank_core.rules.options import shows_options
-from lowrank_core.rules.presets import TRION_PRESETS, with_preset
+from lowrank_core.rules.presets import TRION_PRESETS
 from lowrank_torch._for_model import for_model, shows_arguments_of
 from lowrank_torch._groups import matrix_groups
 from lowrank_torch._matrices import ShapeOptions
@@ -61,7 +61,6 @@ class Trion(LowRankOptimizer):
     """
 
     rule = TRION
-    _presets = TRION_PRESETS
     _whole_ranks = True
     _beside_defaults = ("betas",)
 
@@ -88,11 +87,11 @@ class Trion(LowRankOptimizer):
                 "rank": rank,
                 "algorithm": algorithm,
                 "momentum": momentum,
-                **with_preset(preset, options, TRION_PRESETS),
+                **options,
             },
             own,
-            process_group,
             preset,
+            process_group,
         )
 
     @classmethod

@@ -7,6 +7,7 @@ from lowrank_core.rules.dct_adamw_columns import columns_due
 from lowrank_core.rules.dct_adamw_config import DCTAdamWConfig, DCTAdamWState
 from lowrank_core.rules.dct_adamw_projected import project_current, step_projected
 from lowrank_core.rules.dct_adamw_rows import DCT_ADAMW_PASSES
+from lowrank_core.rules.presets import PRESETS, TRION_PRESETS
 from lowrank_core.rules.rule import Rule
 from lowrank_core.rules.trion import trion_columns, trion_init, trion_steps
 from lowrank_core.rules.trion_config import TrionConfig, TrionState
@@ -22,6 +23,7 @@ DCT_ADAMW = Rule(
     project=project_current,
     step_projected=step_projected,
     passes=DCT_ADAMW_PASSES,
+    presets=PRESETS,
 )
 TRION = Rule(
     "trion",
@@ -32,4 +34,5 @@ TRION = Rule(
     step_dependent=False,
     passes=TRION_PASSES,
     choose=trion_columns,
+    presets=TRION_PRESETS,
 )

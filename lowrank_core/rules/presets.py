@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
 from lowrank_core._checks import check_choice
 from lowrank_core.rules.options import AS_PRESET
-
-Config = TypeVar("Config")
+from lowrank_core.rules.rule import Rule
 
 _FACTORED: dict[str, Any] = {
     "second_moment": "factored",
@@ -84,33 +83,27 @@ def with_preset(
     return {**presets[preset], **given}
 
 
-def config_from(
-    config_type: type[Config],
-    options: Mapping[str, Any],
-    preset: str | None = None,
-    presets: Mapping[str, Mapping[str, Any]] = PRESETS,
-) -> Config:
-    """Return the configuration with ``options``, some of which may be those of one of ``presets``.
+def config_from(rule: Rule, options: Mapping[str, Any], preset: str | None) -> Any:
+    """Return the configuration of ``rule`` with ``options``, of which some may have come with ``preset``.
 
     Raises
     ------
     TypeError, ValueError
-        As ``config_type`` does. Where all would be well without the preset, the error says so.
+        As the configuration does. Where all would be well without the preset, the error says so.
     """
     try:
-        return config_type(**options)
+        return rule.config(**options)
     except ValueError as error:
-        chosen = {} if preset is None else presets[preset]
+        chosen = {} if preset is None else rule.presets[preset]
         begun = [
             name
             for name, value in chosen.items()
             if type(options.get(name)) is type(value) and options[name] == value
         ]
-        own = {name: value for name, value in options.items() if name not in begun}
         if not begun:
             raise
         try:
-            config_type(**own)
+            rule.config(**{name: value for name, value in options.items() if name not in begun})
         except ValueError:
             raise error from None
         blamed = [name for name in begun if name in str(error)] or begun

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from lowrank_core._typing import Array, Device
@@ -123,6 +124,8 @@ class Rule(NamedTuple):
     #: ``choose(gradient, state, matrix)``: the columns ``(..., r)`` that the next step takes, of a rule whose state has
     #: none; ``None`` where the state after a step has them.
     choose: Callable[[Array, Any, MatrixStep[Any]], Array] | None = None
+    #: Options that go together, by the name that stands for them.
+    presets: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
     @property
     def uses_rng(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
@@ -14,26 +15,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-INK, QUIET, PALE = "#22303c", "#8a97a3", "#d5dce2"
-OURS, OTHER, BLUE, GREEN = "#c8501e", "#9fb4c7", "#1f5f99", "#3c8a5c"
+# The pages' colours and settings.
+sys.path.append(str(Path(__file__).resolve().parents[2] / "docs"))
+import _picture_style
+from _picture_style import BLUE, GREEN, OTHER, QUIET
+from _picture_style import CHOSEN as OURS
+
+#: Smaller than the pages' other pictures have it.
 STYLE: Any = {
-    "font.family": "DejaVu Sans",
+    **_picture_style.STYLE,
     "font.size": 9,
-    "text.color": INK,
-    "axes.edgecolor": QUIET,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
     "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "xtick.color": QUIET,
-    "ytick.color": QUIET,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "legend.frameon": False,
-    "figure.facecolor": "white",
+    "axes.titlepad": 6,
     "savefig.dpi": 110,
 }
 Tables = Mapping[str, Table]
