@@ -1,6 +1,7 @@
 """Pictures of the study: what optimizers reach for the state they keep, and on the way there."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -101,17 +102,18 @@ def curves() -> Figure:
     runs = {line["method"]: line for line in own if line["seed"] == TIMED_SEED}
     figure = Figure(figsize=(9.2, 3.6), facecolor="none")
     inks = colormaps["tab10"]
-    for place, (label, per_step) in enumerate(
-        (("thousand bytes read", None), ("seconds, one thread", "ms_per_step"))
-    ):
+    units: dict[str, Callable[[study_table.Line], float]] = {
+        "thousand bytes read": lambda line: line["batch"] * line["length"],
+        "seconds, one thread": lambda line: line["ms_per_step"],
+    }
+    for place, (label, per_step) in enumerate(units.items()):
         axes = figure.add_axes((0.07 + 0.49 * place, 0.15, 0.42, 0.8), facecolor="none")
         for number, (method, line) in enumerate(runs.items()):
             count = len(line["curve"])
             # Each number is the mean of its stretch: its place is the middle.
             steps = (np.arange(count) + 0.5) * line["steps"] / count
-            unit = line[per_step] if per_step else line["batch"] * line["length"]
             axes.plot(
-                steps * unit / 1e3, line["curve"], color=inks(number), linewidth=1.4,
+                steps * per_step(line) / 1e3, line["curve"], color=inks(number), linewidth=1.4,
                 linestyle="-" if method in OURS else "--", label=(OURS | OTHERS)[method],
             )  # fmt: skip
         axes.set_ylim(top=3.0)

@@ -203,7 +203,7 @@ def test_fine_tuning_table_is_what_was_measured():
     runs = json.loads((DOCS / "results" / "finetune.json").read_text(encoding="utf-8"))["runs"]
     counts = Counter((run["method"], run["rate"]) for run in runs)
     told = [tried for tried, count in counts.items() if count == 3]
-    assert {"AdamW", "DCT-AdamW", "Trion"} <= {method for method, _ in told}
+    assert {"AdamW", "DCT-AdamW", "Trion", "LoRA"} <= {method for method, _ in told}
     for method, rate in told:
         own = [run for run in runs if (run["method"], run["rate"]) == (method, rate)]
         found = [run["accuracy"] for run in own]

@@ -312,21 +312,25 @@ def test_parameters_of_any_dimension_are_updated(torch, optim, name, shape):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_first_gradient_may_come_late(torch, optim, name):
     """A parameter without a gradient at the first step had no state when its first gradient came."""
-    for shape in ((6, 4), (5,)):
+    for shape, foreach in itertools.product(((6, 4), (5,)), (True, False)):
         early, late, alone = (parameter(torch, *shape) for _ in range(3))
-        optimizer = getattr(optim, name)([early, late], rank=2)
+        optimizer = getattr(optim, name)([early, late], rank=2, foreach=foreach)
         for seed in range(3):
             give(torch, [early], seed)
             optimizer.step()
         assert late not in optimizer.state
-        single = getattr(optim, name)([alone], rank=2)
+        single = getattr(optim, name)([alone], rank=2, foreach=foreach)
         for seed in range(3, 6):
             give(torch, [late], seed)
             give(torch, [alone], seed)
             optimizer.step()
             single.step()
-            # It starts where it would have started alone: at its own first step.
-            assert_close(late.detach(), alone.detach(), xp=torch, dtype="float32")
+            # It starts where it would have started alone: at its own first step. Products of stacked matrices are
+            # rounded otherwise on some processors.
+            if name == "Trion" and foreach:
+                assert_close(late.detach(), alone.detach(), xp=torch, dtype="float32")
+            else:
+                assert_identical(late, alone)
 
 
 def test_options_of_a_group_are_heeded(torch, optim):

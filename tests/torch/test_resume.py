@@ -152,8 +152,7 @@ torch.set_num_threads(int(sys.argv[2]))
 saved = torch.load(sys.argv[1], weights_only=True)
 model = nn.Sequential(nn.Embedding(11, 8), nn.Linear(8, 24), nn.LayerNorm(24), nn.Linear(24, 11))
 model.load_state_dict(saved["model"])
-options = {"preset": None, "refresh_every": 3, "residual": "error_feedback"}
-optimizer = DCTAdamW(matrix_groups(model, min_size=1), lr=0.02, rank=3, **options)
+optimizer = DCTAdamW(matrix_groups(model, min_size=1), lr=0.02, **saved["options"])
 scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.9**step)
 optimizer.load_state_dict(saved["optimizer"])
 scheduler.load_state_dict(saved["scheduler"])
@@ -167,6 +166,9 @@ torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, s
 """
 
 
+FEEDBACK = {"preset": None, "rank": 3, "refresh_every": 3, "residual": "error_feedback"}
+
+
 def small_model():
     torch.manual_seed(0)
     return nn.Sequential(nn.Embedding(11, 8), nn.Linear(8, 24), nn.LayerNorm(24), nn.Linear(24, 11))
@@ -174,14 +176,7 @@ def small_model():
 
 def test_trainer_resumes_in_a_new_process(tmp_path):
     model = small_model()
-    optimizer = DCTAdamW(
-        matrix_groups(model, min_size=1),
-        lr=0.02,
-        rank=3,
-        preset=None,
-        refresh_every=3,
-        residual="error_feedback",
-    )
+    optimizer = DCTAdamW(matrix_groups(model, min_size=1), lr=0.02, **FEEDBACK)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.9**step)
     batches = torch.randint(11, (8, 6))
     path = tmp_path / "checkpoint.pt"
@@ -193,6 +188,7 @@ def test_trainer_resumes_in_a_new_process(tmp_path):
                     "optimizer": optimizer.state_dict(),
                     "scheduler": scheduler.state_dict(),
                     "batches": batches[step:],
+                    "options": FEEDBACK,
                 },
                 path,
             )
@@ -208,13 +204,7 @@ def test_trainer_resumes_in_a_new_process(tmp_path):
     )
     resumed = torch.load(path, weights_only=True)
     assert_same_bits(resumed["model"].values(), model.state_dict().values())
-    again = DCTAdamW(
-        matrix_groups(model, min_size=1),
-        rank=3,
-        preset=None,
-        refresh_every=3,
-        residual="error_feedback",
-    )
+    again = DCTAdamW(matrix_groups(model, min_size=1), **FEEDBACK)
     again.load_state_dict(resumed["optimizer"])
     assert_same_state(again, optimizer)
 
