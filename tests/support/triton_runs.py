@@ -200,7 +200,10 @@ def optimizer(
     for own_takes in (takes, lambda *_: False):
         _torch_rows.takes = own_takes
         parameters = [torch.nn.Parameter(start.clone().to(kind)) for start in starts]
-        own = make(parameters, lr=0.02, weight_decay=0.1, rank=0.25, side="right", **options)
+        own = make(
+            parameters, lr=0.02, weight_decay=0.1, rank=0.25, side="right",
+            **{"preset": None, **options},
+        )  # fmt: skip
         for step in range(3):
             for place, parameter in enumerate(parameters):
                 parameter.grad = gradients(ROWS, 96, seed=30 + 10 * step + place).to(kind)
@@ -234,7 +237,7 @@ def interrupted(make: Any = DCTAdamW, launch: str = "step_rows") -> dict[str, fl
     for group in groups:
         for place, parameter in enumerate(group):
             parameter.grad = gradients(ROWS, 96, seed=3 + place)
-    steppers = [make(group, 0.01, rank=0.25, side="right") for group in groups]
+    steppers = [make(group, 0.01, rank=0.25, side="right", preset=None) for group in groups]
     launches, takes, small = _torch_rows.launches(), _torch_rows.takes, _rows.SMALL_MEMBER
     real, calls = getattr(launches, launch), []
 
@@ -270,7 +273,8 @@ FAST: dict[str, Callable[[], dict[str, float]]] = {
     "rows 96 bounded": partial(rows, 96, "bounded", factored=True),
     "rows 96 sign, high": partial(rows, 96, "sign", precision="high"),
     "rows 96 discard, bfloat16": partial(rows, 96, "discard", kinds=(BF16, BF16, WIDE[2])),
-    "optimizer, the default on a stack": partial(optimizer, {}, count=2),
+    "optimizer, the default on a stack": partial(optimizer, {"preset": "factored"}, count=2),
+    "optimizer, the plain rule on a stack": partial(optimizer, {}, count=2),
     "optimizer, capturable": partial(
         optimizer, {"residual": "discard", "refresh_every": 2, "capturable": True}
     ),
