@@ -17,8 +17,9 @@ BITS = get_args(Bits)
 #: Numbers that share a minimum and a scale.
 BLOCK = 256
 
-# The least number of float32, scales in whose neighbourhood are few, and one of a span that float32 may not hold.
-_LEAST, _SMALL, _WIDE = 1.401298464324817e-45, 2.0**-118, 2.0**119
+# The least number of float32, scales in whose neighbourhood are few, what makes these larger, and one of a span that
+# float32 may not hold.
+_LEAST, _SMALL, _UP, _WIDE = 1.401298464324817e-45, 2.0**-118, 2.0**64, 2.0**119
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class Quantized:
 def quantize(x: Array, /, bits: int) -> Quantized:
     """Return ``x`` in codes of ``bits`` bits.
 
-    With ``scale = (max - min) / (2**bits - 1)`` of a block, ``code = floor((x - min) / scale + 1/2)``, so that
-    ``|x - dequantize(quantize(x))| <= scale / 2`` up to rounding. A constant block comes back exactly.
+    With ``scale = (max - min) / (2**bits - 1)`` of a block, ``code = round((x - min) / scale)``, a half to even, so
+    that ``|x - dequantize(quantize(x))| <= scale / 2`` up to rounding. A constant block comes back exactly.
 
     Parameters
     ----------
@@ -108,20 +109,23 @@ def _encoded(x: Array, bits: int, ops: Ops) -> tuple[Array, Array, Array]:
     scale = span * (1 / levels)
     # Among the least numbers there are not enough between a scale and the next: it is rounded up.
     least = 5e-324 if span.dtype == xp.float64 else _LEAST
-    scale = xp.where((span > 0) & (scale < _SMALL), scale + least, scale)
+    small = (span > 0) & (scale < _SMALL)
+    scale = xp.where(small, scale + least, scale)
     infinite = xp.isinf(span)
-    if ops.is_readable(span) and not bool(xp.any(infinite)):
-        divisor = xp.where(scale > 0, scale, xp.ones_like(scale))
-        ratio = (blocks - minimum[..., None]) / divisor[..., None]
+    # Powers of two, so that neither the span nor what numbers are multiplied by leaves the range of float32.
+    unit = xp.where(infinite, xp.full_like(scale, 0.5), xp.ones_like(scale))
+    unit = xp.where(small, xp.full_like(scale, _UP), unit)
+    if ops.is_readable(unit) and bool(xp.all(unit == 1)):
+        differences = blocks - minimum[..., None]
     else:
         scale = xp.where(infinite, maximum * (1 / levels) - minimum * (1 / levels), scale)
-        divisor = xp.where(scale > 0, scale, xp.ones_like(scale))
-        half = xp.where(infinite, xp.full_like(scale, 0.5), xp.ones_like(scale))
-        ratio = blocks * half[..., None] - (minimum * half)[..., None]
-        ratio = ratio / (divisor * half)[..., None]
+        differences = blocks * unit[..., None] - (minimum * unit)[..., None]
+    # Compilers make of numbers divided by one and the same number such a product too.
+    inverse = 1 / (xp.where(scale > 0, scale, xp.ones_like(scale)) * unit)
+    ratio = differences * inverse[..., None]
     # What is not finite has no code; its block's minimum or scale is not finite either and tells of it.
     ratio = xp.where(xp.isfinite(ratio), ratio, xp.zeros_like(ratio))
-    codes = xp.astype(xp.clip(xp.floor(ratio + 0.5), 0, levels), xp.uint8)
+    codes = xp.astype(xp.clip(xp.round(ratio), 0, levels), xp.uint8)
     codes = xp.reshape(codes, (*lead, size + padding))[..., :size]
     if bits == 4:
         if size % 2:

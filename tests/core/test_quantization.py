@@ -15,7 +15,7 @@ from helpers import (
     to_numpy,
     untouched,
 )
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import KINDS, data
 
@@ -93,7 +93,12 @@ def test_no_number_is_off_by_more_than_half_a_scale(xp, bits, dtype, values):
         np.testing.assert_allclose(scale, spread / (2**bits - 1), rtol=4 * rounding)
 
 
+# A ratio that is a half but for rounding, which a product with the inverse and a quotient round to either side.
+AT_A_HALF = np.array([-9.98e-18, -9.98e-18, -1.00e-17, -9.99e-18, -1.00e-17])
+
+
 @given(values=arrays())
+@example(values=AT_A_HALF)
 @pytest.mark.parametrize("bits", BITS)
 def test_codes_are_the_same_everywhere(xp, bits, values):
     array = from_numpy(values, xp, "float32")

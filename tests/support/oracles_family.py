@@ -162,7 +162,11 @@ def quantize_block(
     low, high = min(block), max(block)
     own = (high - low) / one(2**bits - 1)
     step = own if scale is None else scale
-    codes = [0 if step == 0 else math.floor((number - low) / step + one(0.5)) for number in block]
+    if step == 0:
+        return np.zeros(len(block), int), low, own
+    unit = one(2.0**64 if step < 2.0**-100 else 1)  # the inverse of a small one is too large
+    inverse = one(1) / (step * unit)
+    codes = [round(float((number * unit - low * unit) * inverse)) for number in block]
     return np.array(codes), low, own
 
 
