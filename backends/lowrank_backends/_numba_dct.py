@@ -233,17 +233,21 @@ def cosines(x, tables, number):
 
 
 @compiled
+def _put_pair(x, k, other, ar, ai, br, bi):
+    store(x, k, ar)
+    store(x, k + WIDTH, ai)
+    store(x, other, br)
+    store(x, other + WIDTH, bi)
+
+
+@compiled
 def dct(x, tables):
     """Transform the panel ``x`` of samples in Makhoul's order into its coefficients, which lie at ``tables.place``."""
     fourier(x, tables)
     _scale_ends(x, tables)
     for number in range(tables.n // 2 - 1):
         k, other = tables.pairs[2 * number], tables.pairs[2 * number + 1]
-        ar, ai, br, bi = cosines(x, tables, number)
-        store(x, k, ar)
-        store(x, k + WIDTH, ai)
-        store(x, other, br)
-        store(x, other + WIDTH, bi)
+        _put_pair(x, k, other, *cosines(x, tables, number))
 
 
 @compiled
@@ -261,10 +265,10 @@ def idct(x, tables):
 
 
 @compiled
-def dct_summed(x, tables, sums, absolute):
+def dct_summed(x, tables, sums, absolute, keep):
     """Add the squares, or magnitudes, of the coefficients of the panel ``x`` of samples to the panel ``sums``.
 
-    ``sums`` has one vector for each coefficient, at half its offset; ``x`` is used up.
+    ``sums`` has one vector for each coefficient, at half its offset; ``x`` is used up, or what `dct` makes of it.
     """
     fourier(x, tables)
     _scale_ends(x, tables)
@@ -273,8 +277,11 @@ def dct_summed(x, tables, sums, absolute):
         _add(sums, place, load(x, place), load(x, place + WIDTH), absolute)
     for number in range(tables.n // 2 - 1):
         ar, ai, br, bi = cosines(x, tables, number)
-        _add(sums, tables.pairs[2 * number], ar, ai, absolute)
-        _add(sums, tables.pairs[2 * number + 1], br, bi, absolute)
+        k, other = tables.pairs[2 * number], tables.pairs[2 * number + 1]
+        _add(sums, k, ar, ai, absolute)
+        _add(sums, other, br, bi, absolute)
+        if keep:
+            _put_pair(x, k, other, ar, ai, br, bi)
 
 
 @compiled

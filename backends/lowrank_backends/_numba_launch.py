@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,12 +15,15 @@ from lowrank_backends._numba_tables import PANEL, Tables, factors, tables
 from lowrank_backends._torch_memory import empty
 from lowrank_backends._torch_threads import for_each
 from lowrank_core.ops.lifts import RowLift
+from lowrank_core.ops.passes import PassedRows
 from lowrank_core.ops.rows import ROW_RESTS, RowMoments, RowStep, RowWrite
 
-__all__ = ["dct", "dct_columns", "dct_sums", "factors", "idct", "lift_rows", "step_rows"]
+__all__ = ["PanelRows", "dct", "factors", "idct"]
 
 # Numbers in the rows of one call: enough that it costs nothing beside them, few enough that threads have their share.
 _CALL = 2**19
+# Numbers of coefficients that are kept from one pass to the next: as many as fit the cache of a few cores.
+_KEPT = 2**20
 
 
 def _ranges(rows: int, n: int) -> list[slice]:
@@ -43,6 +46,11 @@ def _rows(x: Tensor, across: bool) -> Any:
     return _numbers(x.mT if across else x)
 
 
+def _laid(x: Tensor, across: bool) -> Any:
+    """Return the numbers of rows in that order, copied where they lie otherwise."""
+    return _numbers((x.mT if across else x).contiguous())
+
+
 def _alike(x: Tensor, columns: int, across: bool) -> Tensor:
     """Return memory for as many rows as ``x`` has, laid out as these are."""
     if across:
@@ -52,7 +60,7 @@ def _alike(x: Tensor, columns: int, across: bool) -> Tensor:
 
 def dct(x: Tensor) -> Tensor:
     """Return the orthonormal DCT-II of rows ``(m, n)``."""
-    return _columns(x, tables(x.shape[-1]).place, None)
+    return _columns(x, tables(x.shape[-1]).place)
 
 
 def idct(coefficients: Tensor) -> Tensor:
@@ -69,59 +77,19 @@ def idct(coefficients: Tensor) -> Tensor:
     return out
 
 
-def dct_sums(x: Tensor, norms: Sequence[str], plus: Tensor | None = None) -> Tensor:
-    """Return the sums over the columns of the DCT of rows ``(m, n)``, ``plus`` added: ``(norms, n)``, float32.
-
-    Each norm is one pass over ``x``. The sums are the same with any number of threads.
-    """
-    across, ranges, held = _lies_across(x), _ranges(*x.shape), tuple(tables(x.shape[-1]))
-    parts = np.empty((len(norms), len(ranges), x.shape[-1]), np.float32)
-    source, more = _pair(x, plus, across)
-
-    def work(item: tuple[int, int]) -> None:
-        norm, place = item
-        own, out = ranges[place], parts[norm, place]
-        absolute = norms[norm] == "l1"
-        _numba_rows.dct_sums(source, more, out, own.start, own.stop, across, held, absolute)
-
-    for_each(work, list(np.ndindex(len(norms), len(ranges))))
-    return torch.from_numpy(parts.sum(1))
-
-
-def dct_columns(x: Tensor, indices: Tensor, plus: Tensor | None = None) -> Tensor:
-    """Return the columns ``indices`` of the DCT of rows ``(m, n)``, ``plus`` added: ``(m, r)``, in one pass."""
-    return _columns(x, _slots(indices, tables(x.shape[-1])), plus)
-
-
-def _columns(x: Tensor, slots: Any, plus: Tensor | None) -> Tensor:
-    """Return the columns at these offsets in a panel."""
+def _columns(x: Tensor, slots: Any, plus: Tensor | None = None, kept: Any = None) -> Tensor:
+    """Return the columns at these offsets in a panel, of the panels ``kept`` if there are any."""
     across, held = _lies_across(x), tuple(tables(x.shape[-1]))
+    panels = np.empty((0, 0), np.float32) if kept is None else kept
     out = _alike(x, len(slots), across)
     (source, more), target = _pair(x, plus, across), _rows(out, across)
 
     def work(own: slice) -> None:
         given = (own.start, own.stop, across, slots, held)
-        _numba_rows.dct_columns(source, more, target, *given)
+        _numba_rows.dct_columns(source, more, panels, target, *given)
 
     for_each(work, _ranges(*x.shape))
     return out
-
-
-def lift_rows(
-    parameter: Tensor, gradient: Tensor, momentum: Tensor, job: RowLift, write: RowWrite
-) -> None:
-    """Do what `lowrank_core.StandardOps.lift_rows` does on ``(m, n)``, in place, in one pass."""
-    across, held = _lies_across(gradient), tables(gradient.shape[-1])
-    low = (_numbers((x.mT if across else x).contiguous()) for x in (job.coefficients, job.update))
-    arrays = [*(_rows(x, across) for x in (parameter, momentum, gradient)), *low]
-    lr = float(write.lr)
-    how = (_slots(job.indices, held), *_floats(job.share, 1 - lr * write.weight_decay, lr))
-
-    def work(rows: slice) -> None:
-        given = (*arrays, rows.start, rows.stop, across, *how, tuple(held))
-        write.once(rows.start, partial(_numba_lift.lift_rows, *given))
-
-    for_each(work, _ranges(*gradient.shape))
 
 
 def _pair(x: Tensor, plus: Tensor | None, across: bool) -> tuple[Any, Any]:
@@ -135,44 +103,145 @@ def _slots(indices: Tensor, held: Tables) -> Any:
     return held.place[_numbers(indices)]
 
 
-def step_rows(
-    parameter: Tensor, gradient: Tensor, moments: RowMoments, job: RowStep, write: RowWrite
-) -> None:
-    """Do what `lowrank_core.StandardOps.step_rows` does on ``(m, n)``, in place, in one pass."""
-    across, held = _lies_across(gradient), tables(gradient.shape[-1])
-    first = _rows(moments.first, across)
-    second = first if moments.second is None else _rows(moments.second, across)
-    energy = np.empty(0, np.float32) if moments.rows is None else _numbers(moments.rows.view(-1))
-    arrays = (_rows(parameter, across), _rows(gradient, across), first, second, energy)
-    own = tuple(_job(job, moments.second is None, write, held))
+class PanelRows(PassedRows[Tensor]):
+    """Passes over matrices ``(m, n)``, in place, whose rows threads share, those of all matrices at a time.
 
-    def work(rows: slice) -> None:
-        step = partial(
-            _numba_step.step_rows, *arrays, rows.start, rows.stop, across, own, tuple(held)
-        )
-        write.once(rows.start, step)
+    Of few numbers in all, the coefficients that sums were made of are kept for the next pass: they are in a cache then.
+    """
 
-    for_each(work, _ranges(*gradient.shape))
+    _kept: Any = None
+
+    def sums(self, norms: Sequence[str]) -> Tensor:
+        """Return the sums, float32: the same with any number of threads. Each norm is one pass."""
+        count, (rows, n), across = len(self.gradients), *self._shape()
+        ranges, entries = _ranges(rows, n), tuple(tables(n))
+        parts = np.empty((len(norms), count, len(ranges), n), np.float32)
+        kept = self._kept = _panels(count, rows, n)
+        pairs = [_pair(x, plus, across) for x, plus in zip(self.gradients, self.added, strict=True)]
+
+        def work(item: tuple[int, int]) -> None:
+            matrix, place = item
+            own, given = ranges[place], (*pairs[matrix], kept[matrix])
+            for norm, out in zip(norms, parts[:, matrix, place], strict=True):
+                how = (own.start, own.stop, across, entries, norm == "l1")
+                _numba_rows.dct_sums(*given, out, *how)
+
+        for_each(work, list(np.ndindex(count, len(ranges))))
+        sums = torch.from_numpy(parts.sum(2))
+        return sums[:, 0] if count == 1 else sums
+
+    def take(self, indices: Tensor) -> Tensor:
+        """Return columns, float32, of the coefficients that were kept, or in one pass."""
+        slots = _slots(indices.view(len(self.gradients), -1), tables(self.gradients[0].shape[-1]))
+        every = zip(self.gradients, slots, self.added, self._held(), strict=True)
+        return self._together([_columns(*own) for own in every], 0)
+
+    def step(
+        self, moments: Sequence[RowMoments], job: RowStep, writes: Sequence[RowWrite]
+    ) -> list[tuple[Tensor, RowMoments]]:
+        """Return parameters and moments, written to in one pass, which uses up what was kept."""
+        (_, n), across = self._shape()
+        held, none = tables(n), np.empty(0, np.float32)
+        jobs = _jobs(job, moments[0].second is None, writes, held)
+        arrays = []
+        pairs = zip(self.parameters, self.gradients, strict=True)
+        for pair, own, panels in zip(pairs, moments, self._held(), strict=True):
+            first = _rows(own.first, across)
+            second = first if own.second is None else _rows(own.second, across)
+            energy = none if own.rows is None else _numbers(own.rows.view(-1))
+            arrays.append((*(_rows(x, across) for x in pair), first, second, energy, panels))
+        self._kept = None
+        self._write(_numba_step.step_rows, writes, arrays, [(own, tuple(held)) for own in jobs])
+        return list(zip(self.parameters, moments, strict=True))
+
+    def lift(self, job: RowLift, writes: Sequence[RowWrite]) -> list[tuple[Tensor, Tensor]]:
+        """Return parameters and momenta, written to in one pass."""
+        (rows, n), across = self._shape()
+        count, held = len(self.gradients), tables(n)
+        slots = _slots(job.indices.view(count, -1), held)
+        low = [x.reshape(count, rows, -1) for x in (job.coefficients, job.update)]
+        momenta: Sequence[Any] = self.added
+        arrays, asked = [], []
+        whole = zip(self.parameters, momenta, self.gradients, strict=True)
+        for own, b, o, place, write in zip(whole, *low, slots, writes, strict=True):
+            arrays.append((*(_rows(x, across) for x in own), _laid(b, across), _laid(o, across)))
+            lr = float(write.lr)
+            numbers = _floats(job.share, 1 - lr * write.weight_decay, lr)
+            asked.append((place, *numbers, tuple(held)))
+        self._write(_numba_lift.lift_rows, writes, arrays, asked)
+        return list(zip(self.parameters, momenta, strict=True))
+
+    def _write(
+        self,
+        kernel: Callable[..., None],
+        writes: Sequence[RowWrite],
+        arrays: Sequence[tuple[Any, ...]],
+        asked: Sequence[tuple[Any, ...]],
+    ) -> None:
+        """Do the last pass: a kernel gets the arrays of a matrix, which rows and how they lie, and what is asked."""
+        shape, across = self._shape()
+        ranges = _ranges(*shape)
+
+        def work(item: tuple[int, int]) -> None:
+            matrix, place = item
+            own = ranges[place]
+            given = (*arrays[matrix], own.start, own.stop, across, *asked[matrix])
+            writes[matrix].once(own.start, partial(kernel, *given))
+
+        for_each(work, list(np.ndindex(len(writes), len(ranges))))
+
+    def _held(self) -> Any:
+        """Return for each matrix the panels that were kept of it; none where they were not."""
+        return _panels(len(self.gradients), 0, 0) if self._kept is None else self._kept
+
+    def _shape(self) -> tuple[torch.Size, bool]:
+        """Return the shape of the matrices, and whether their rows lie across."""
+        first = self.gradients[0]
+        return first.shape, _lies_across(first)
 
 
-def _job(job: RowStep, factored: bool, write: RowWrite, held: Tables) -> _numba_step.Job:
-    slots = _slots(job.indices, held)
-    rank = len(slots)
-    before = np.arange(rank) if job.before is None else _numbers(job.before).astype(np.int64)
-    column = np.zeros(held.n, np.float32)
+def _panels(count: int, rows: int, n: int) -> Any:
+    """Return memory for the coefficients of so many matrices, by panel; none for too many of them."""
+    panels = -(-rows // PANEL)
+    numbers = panels * PANEL * n
+    if count * numbers > _KEPT:
+        return np.empty((count, 0, 0), np.float32)
+    return np.empty((count, panels, PANEL * n), np.float32)
+
+
+def _jobs(
+    job: RowStep, factored: bool, writes: Sequence[RowWrite], held: Tables
+) -> list[tuple[Any, ...]]:
+    """Return for each matrix what is asked of its rows: the entries of `lowrank_backends._numba_step.Job`."""
+    count, rank = len(writes), job.indices.shape[-1]
+
+    def by_matrix(x: Tensor) -> Any:
+        return _numbers(x.reshape(count, -1))
+
+    slots = _slots(job.indices.view(count, rank), held)
+    before = np.broadcast_to(np.arange(rank), (count, rank))
+    if job.before is not None:
+        before = by_matrix(job.before)
+    before = np.ascontiguousarray(before, np.int64)
+    column = np.zeros((count, held.n), np.float32)
     if job.column is not None:
         # Of the bounded rest, columns of nothing but rounding are -1: here these are 0.
-        column[held.place // PANEL] = np.maximum(_numbers(job.column), 0)
-    column[slots // PANEL] = -1 if job.rest == "bounded" else 1
-    lr = float(write.lr)
-    eps = _numbers(job.eps)
+        column[:, held.place // PANEL] = np.maximum(by_matrix(job.column), 0)
+    np.put_along_axis(column, slots // PANEL, np.float32(-1 if job.rest == "bounded" else 1), 1)
+    eps, scale = by_matrix(job.eps), by_matrix(job.scale)[:, 0]
+    shares = eps if job.shares is None else by_matrix(job.shares)
     decays = (*map(float, job.betas), float(job.decay))
-    return _numba_step.Job(
-        slots, before, eps, eps if job.shares is None else _numbers(job.shares), column,
+    how = (
         ROW_RESTS.index(job.rest), factored, _floats(*decays), _floats(*(1 - x for x in decays)),
         _floats(*(1 / float(x) for x in job.weights)),
-        *_floats(job.scale, job.plain_eps, lr, 1 - lr * write.weight_decay),
     )  # fmt: skip
+    jobs = []
+    for place, write in enumerate(writes):
+        lr = float(write.lr)
+        by_column = (x[place] for x in (slots, before, eps, shares, column))
+        rates = _floats(scale[place], job.plain_eps, lr, 1 - lr * write.weight_decay)
+        jobs.append((*by_column, *how, *rates))
+    return jobs
 
 
 def _floats(*numbers: Any) -> tuple[Any, ...]:

@@ -29,17 +29,23 @@ from lowrank_backends._numba_tables import PANEL, Tables
 
 
 @compiled
-def dct_columns(rows, more, out, start, stop, across, slots, entries):
-    """Write the chosen columns of the DCT of ``rows`` ``(m, n)``, ``more`` added, to ``out`` ``(m, r)``."""
+def dct_columns(rows, more, kept, out, start, stop, across, slots, entries):
+    """Write the chosen columns of the DCT of ``rows`` ``(m, n)``, ``more`` added, to ``out`` ``(m, r)``.
+
+    They are read of the panels ``kept``, if there are any.
+    """
     tables, rank = Tables(*entries), len(slots)
     n, x, whole = tables.n, np.empty(tables.n * PANEL, np.float32), rank // WIDTH * WIDTH
     spare, spare_more = spare_rows(n, across), spare_rows(n, across)
     spare_out = spare_rows(rank, across)
     for row in range(start, stop, PANEL):
-        source, first = begin(rows, row, stop, spare, across)
-        added, _ = begin(more, row, stop, spare_more, across)
-        read(source, added, first, x, n, across)
-        dct(x, tables)
+        if len(kept) > 0:
+            x = kept[row // PANEL]
+        else:
+            source, first = begin(rows, row, stop, spare, across)
+            added, _ = begin(more, row, stop, spare_more, across)
+            read(source, added, first, x, n, across)
+            dct(x, tables)
         target, first = begin(out, row, stop, spare_out, across)
         if across:
             for p in range(rank):
@@ -92,20 +98,22 @@ def idct_rows(rows, out, start, stop, across, entries):
 
 
 @compiled
-def dct_sums(rows, more, out, start, stop, across, entries, absolute):
+def dct_sums(rows, more, kept, out, start, stop, across, entries, absolute):
     """Write the sums over columns of the squares, or magnitudes, of the DCT of ``rows`` to ``out`` ``(n,)``.
 
-    ``more`` is added to the rows first, if it has any.
+    ``more`` is added to the rows first, if it has any. ``kept`` gets the coefficients, a panel each, if it has any.
     """
     tables = Tables(*entries)
     n, x = tables.n, np.empty(tables.n * PANEL, np.float32)
-    sums = np.zeros(n * WIDTH, np.float32)
+    sums, keep = np.zeros(n * WIDTH, np.float32), len(kept) > 0
     spare, spare_more = spare_rows(n, across), spare_rows(n, across)
     for row in range(start, stop, PANEL):
+        if keep:
+            x = kept[row // PANEL]
         source, first = begin(rows, row, stop, spare, across)
         added, _ = begin(more, row, stop, spare_more, across)
         read(source, added, first, x, n, across)
-        dct_summed(x, tables, sums, absolute)
+        dct_summed(x, tables, sums, absolute, keep)
     for k in range(n):
         place = tables.place[k] // PANEL * WIDTH
         out[k] = sums[place : place + WIDTH].sum()

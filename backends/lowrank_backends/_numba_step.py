@@ -46,11 +46,12 @@ class Job(NamedTuple):
 
 
 @compiled
-def step_rows(w, g, first, second, energy, start, stop, across, asked, entries):
+def step_rows(w, g, first, second, energy, kept, start, stop, across, asked, entries):
     """Step rows ``start`` to ``stop`` of ``w`` ``(m, n)`` by ``g``, and those of the moments ``(m, r)``, in place.
 
-    Not looked at are ``second`` where it is factored, nor ``energy`` ``(m,)`` elsewhere. ``asked`` and ``entries`` are
-    those of `Job` and `Tables` (see `lowrank_backends._numba_rows`).
+    ``kept`` are the panels of the coefficients of ``g``, which are used up, if it has any. Not looked at are
+    ``second`` where it is factored, nor ``energy`` ``(m,)`` elsewhere. ``asked`` and ``entries`` are those of `Job` and
+    `Tables` (see `lowrank_backends._numba_rows`).
     """
     job, tables = Job(*asked), Tables(*entries)
     n, rank = tables.n, len(job.slots)
@@ -60,9 +61,12 @@ def step_rows(w, g, first, second, energy, start, stop, across, asked, entries):
     spare1, spare2 = spare_rows(rank, across), spare_rows(rank, across)
     root, none, near = np.zeros(PANEL, np.float32), g[:0], writing()
     for row in range(start, stop, PANEL):
-        source, top = begin(g, row, stop, spare, across)
-        read(source, none, top, x, n, across)
-        dct(x, tables)
+        if len(kept) > 0:
+            x = kept[row // PANEL]
+        else:
+            source, top = begin(g, row, stop, spare, across)
+            read(source, none, top, x, n, across)
+            dct(x, tables)
         if job.factored:
             _roots(x, energy, row, stop, job, root)
         if job.rest == SIGN:

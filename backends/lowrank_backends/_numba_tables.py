@@ -69,7 +69,7 @@ def tables(n: int) -> Tables:
     """Return what transforms of rows of ``n`` numbers need; there are `factors` of it."""
     cut = factors(n)
     if cut is None:
-        raise ValueError(f"rows must have a length that has_row_kernels takes, got {n}")
+        raise ValueError(f"rows must have a length that row_kernels takes, got {n}")
     twiddles, short, left = [], [], n
     for factor in cut:
         length = left // factor

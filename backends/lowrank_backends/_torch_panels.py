@@ -14,7 +14,7 @@ _logger = logging.getLogger("lowrank_backends")
 
 # Numbers from which a matrix is worth a call of its own, and Numba the seconds that it compiles for at first. A step of
 # 16 matrices was tried, from 128 x 128, as fast either way, to 256 x 256, in a third to a half of the time.
-LEAST = 2**15
+LEAST = 2**14
 
 
 def launches_for(x: Tensor, *others: Tensor | None) -> ModuleType | None:

@@ -26,6 +26,7 @@ from lowrank_backends._triton_sums import column_sums as sums_kernel
 from lowrank_backends._triton_tables import Factors, factors, padded, slots_of, splits, tables
 from lowrank_core.numerics.random import fold
 from lowrank_core.ops.lifts import RowLift
+from lowrank_core.ops.passes import PassedRows
 from lowrank_core.ops.rows import RowMoments, RowStep, RowWrite
 
 #: Warps that a multiprocessor has room for, by the registers of a thread in the compiler's report. Not measured.
@@ -38,7 +39,7 @@ _NO_KEY = 0
 def _cut(x: Tensor) -> Factors:
     found = factors(x.shape[-1])
     if found is None:
-        raise ValueError(f"rows must have a length that has_row_kernels takes, got {x.shape[-1]}")
+        raise ValueError(f"rows must have a length that row_kernels takes, got {x.shape[-1]}")
     return found
 
 
@@ -71,12 +72,41 @@ def _stack(x: Tensor) -> Tensor:
     return x[None] if x.ndim == 2 else x
 
 
-def dct_sums(x: Tensor, norms: Sequence[str], plus: Tensor | None = None) -> Tensor:
-    """Return the sums over the columns of the DCT of rows ``(k, m, n)`` or ``(m, n)``: ``(norms, k, n)``, float32.
+class LaunchedRows(PassedRows[Tensor]):
+    """Passes over matrices ``(k, m, n)`` or ``(m, n)``, in place: a launch each for each of them.
 
-    ``plus`` is added to ``x``, and each norm is one pass over both. The same sums to the bit on every run on the same
-    device.
+    Sums are the same to the bit on every run on the same device; each norm is a pass.
     """
+
+    def dct_sums(self, x: Tensor, norms: Sequence[str], plus: Tensor | None) -> Tensor:
+        """Return the sums ``(norms, k, n)``, float32."""
+        return _dct_sums(x, norms, plus)
+
+    def dct_columns(self, x: Tensor, indices: Tensor, plus: Tensor | None) -> Tensor:
+        """Return the columns, float32."""
+        return _dct_columns(x, indices, plus)
+
+    def step_rows(
+        self,
+        parameter: Tensor,
+        gradient: Tensor,
+        moments: RowMoments,
+        job: RowStep,
+        write: RowWrite,
+    ) -> tuple[Tensor, RowMoments]:
+        """Return parameter and moments, written to."""
+        write.once(0, partial(_step_rows, parameter, gradient, moments, job, write))
+        return parameter, moments
+
+    def lift_rows(
+        self, parameter: Tensor, gradient: Tensor, momentum: Tensor, job: RowLift, write: RowWrite
+    ) -> tuple[Tensor, Tensor]:
+        """Return parameter and momentum, written to."""
+        write.once(0, partial(_lift_rows, parameter, gradient, momentum, job, write))
+        return parameter, momentum
+
+
+def _dct_sums(x: Tensor, norms: Sequence[str], plus: Tensor | None) -> Tensor:
     stack, cut, split = _stack(x), _cut(x), splits(x, plus)
     more = stack if plus is None else _stack(plus)
     grid, each = _grid(stack, cut)
@@ -97,8 +127,7 @@ def _strides(stack: Tensor) -> tuple[int, int]:
     return stack.stride(1), stack.stride(0)
 
 
-def dct_columns(x: Tensor, indices: Tensor, plus: Tensor | None = None) -> Tensor:
-    """Return the columns ``indices`` of the DCT of rows ``(k, m, n)`` or ``(m, n)``, ``plus`` added, in one pass."""
+def _dct_columns(x: Tensor, indices: Tensor, plus: Tensor | None) -> Tensor:
     stack, cut, split = _stack(x), _cut(x), splits(x, plus)
     more = stack if plus is None else _stack(plus)
     grid, each = _grid(stack, cut)
@@ -112,13 +141,6 @@ def dct_columns(x: Tensor, indices: Tensor, plus: Tensor | None = None) -> Tenso
         PR=padded(rank), ADDED=plus is not None, **_constants(cut, split),
     )  # fmt: skip
     return out
-
-
-def lift_rows(
-    parameter: Tensor, gradient: Tensor, momentum: Tensor, job: RowLift, write: RowWrite
-) -> None:
-    """Do what `lowrank_core.StandardOps.lift_rows` does on ``(k, m, n)`` or ``(m, n)``, in place, in one pass."""
-    write.once(0, partial(_lift_rows, parameter, gradient, momentum, job, write))
 
 
 def _lift_rows(
@@ -142,13 +164,6 @@ def _lift_rows(
         RATE_AT=isinstance(lr, Tensor), DECAY_AT=isinstance(decay, Tensor),
         **_constants(cut, split),
     )  # fmt: skip
-
-
-def step_rows(
-    parameter: Tensor, gradient: Tensor, moments: RowMoments, job: RowStep, write: RowWrite
-) -> None:
-    """Do what `lowrank_core.StandardOps.step_rows` does on ``(k, m, n)`` or ``(m, n)``, in place, in one pass."""
-    write.once(0, partial(_step_rows, parameter, gradient, moments, job, write))
 
 
 def _step_rows(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
-from types import ModuleType
+from itertools import chain
 from typing import Any, Self
 
 import torch
@@ -20,9 +20,8 @@ from lowrank_core.layout import cut_rows, on_axis
 from lowrank_core.ops.axes import along_last, expand_index
 from lowrank_core.ops.constants import Constants
 from lowrank_core.ops.crossovers import Crossovers
-from lowrank_core.ops.lifts import RowLift
 from lowrank_core.ops.makhoul import dct_by_fft, fft_phases, idct_by_fft
-from lowrank_core.ops.rows import RowMoments, RowStep, RowWrite
+from lowrank_core.ops.passes import PassedRows
 from lowrank_core.ops.standard import Coefficients
 
 try:
@@ -42,11 +41,14 @@ _LARGE = 2**14
 
 def _is_plain(x: Tensor) -> bool:
     """Return whether NumPy can work on the memory of ``x``: it has one, on the CPU, and nobody records what is done."""
+    return _BY_BLOCKS and _is_memory(x) and not _is_recorded()
+
+
+def _is_memory(x: Tensor) -> bool:
+    """Return whether ``x`` is numbers in the CPU's memory."""
     return (
-        _BY_BLOCKS
-        and type(x) in (Tensor, Parameter)
+        type(x) in (Tensor, Parameter)
         and x.device.type == "cpu"
-        and not _is_recorded()
         and x.numel() > 0
         and not (torch.is_grad_enabled() and x.requires_grad)
         # Views whose numbers are not those in memory: another sign, or none there.
@@ -154,69 +156,25 @@ class TorchOps(StandardOps[Tensor]):
         on_cpu = parameter.device.type == "cpu" and parameter.numel() >= _torch_panels.LEAST
         return on_cpu or _torch_rows.run_on(parameter.device)
 
-    def has_row_kernels(
-        self, gradient: Tensor, parameter: Tensor, state: Collection[Tensor | None] = ()
-    ) -> bool:
-        """Return whether there are Triton kernels for such matrices, or on a CPU panels that Numba compiles."""
-        return self._launches(gradient, parameter, state) is not None
-
-    def _launches(
-        self, gradient: Tensor, parameter: Tensor, state: Collection[Tensor | None] = ()
-    ) -> ModuleType | None:
-        """Return the module that launches the kernels for such matrices, if there are any."""
-        if parameter.shape == gradient.shape and _is_plain(gradient) and _is_plain(parameter):
-            panels = _torch_panels.launches_for(gradient, parameter, *state)
+    def row_kernels(
+        self,
+        gradients: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        states: Sequence[Collection[Tensor | None]],
+    ) -> type[PassedRows[Tensor]] | None:
+        """Return the Triton kernels if they take such matrices, or on a CPU the panels that Numba compiles."""
+        if _is_recorded():
+            return None
+        every = list(zip(gradients, parameters, states, strict=True))
+        if _BY_BLOCKS and all(
+            x.shape == y.shape and _is_memory(x) and _is_memory(y) for x, y, _ in every
+        ):
+            panels = _torch_panels.launches_for(*gradients, *parameters, *chain(*states))
             if panels is not None:
-                return panels
-        if _torch_rows.takes(gradient, parameter, *state) and not _is_recorded():
-            return _torch_rows.launches()
+                return panels.PanelRows
+        if all(_torch_rows.takes(x, y, *state) for x, y, state in every):
+            return _torch_rows.launches().LaunchedRows
         return None
-
-    def dct_sums(self, x: Tensor, *, norms: Sequence[str], plus: Tensor | None = None) -> Tensor:
-        """Return the sums over columns, of what the kernels take in one pass over it."""
-        launches = self._launches(x, x if plus is None else plus)
-        if launches is None:
-            return super().dct_sums(x, norms=norms, plus=plus)
-        sums: Tensor = launches.dct_sums(x, norms, plus)
-        return sums
-
-    def dct_columns(self, x: Tensor, indices: Tensor, *, plus: Tensor | None = None) -> Tensor:
-        """Return columns of coefficients, of what the kernels take in one pass over it."""
-        launches = self._launches(x, x if plus is None else plus)
-        if launches is None:
-            return super().dct_columns(x, indices, plus=plus)
-        columns: Tensor = launches.dct_columns(x, indices, plus)
-        return columns
-
-    def lift_rows(
-        self,
-        parameter: Tensor,
-        gradient: Tensor,
-        momentum: Tensor,
-        job: RowLift,
-        write: RowWrite,
-    ) -> tuple[Tensor, Tensor]:
-        """Return parameter and momentum after a step of their rows; what the kernels take is written to."""
-        launches = self._launches(gradient, parameter, (momentum,))
-        if launches is None:
-            return super().lift_rows(parameter, gradient, momentum, job, write)
-        launches.lift_rows(parameter, gradient, momentum, job, write)
-        return parameter, momentum
-
-    def step_rows(
-        self,
-        parameter: Tensor,
-        gradient: Tensor,
-        moments: RowMoments,
-        job: RowStep,
-        write: RowWrite,
-    ) -> tuple[Tensor, RowMoments]:
-        """Return parameter and moments after the step of their rows; what the kernels take is written to."""
-        launches = self._launches(gradient, parameter, moments)
-        if launches is None:
-            return super().step_rows(parameter, gradient, moments, job, write)
-        launches.step_rows(parameter, gradient, moments, job, write)
-        return parameter, moments
 
     def idct_columns(self, values: Tensor, indices: Tensor, size: int, *, axis: int) -> Tensor:
         """Return the inverse DCT of few columns; on the CPU they are put where it begins."""

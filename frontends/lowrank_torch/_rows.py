@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from lowrank_core.numerics.random import fold
-from lowrank_core.ops.passes import PassedRows
 from lowrank_core.ops.rows import RowWrite
 from lowrank_core.ops.standard import Ops
 from lowrank_core.rules.reductions import run
@@ -40,18 +39,15 @@ class Members(NamedTuple):
         )
 
 
-def takes_rows(stack: Stack, bound: BoundMatrices, members: Members, ops: Ops) -> bool:
-    """Return whether `step_rows` does the step of these matrices, of a stack that may be stepped so."""
+def kernels_for(stack: Stack, members: Members, ops: Ops) -> Any:
+    """Return the kernels that step these matrices, laid out as rows, of a stack that may be stepped so, or ``None``."""
     passes: Any = stack.rule.passes
-    if torch.compiler.is_compiling() or not passes.fits(bound.step):
-        return False
     if any(member.projected is not None for member in stack.members):
-        return False
+        return None
     if type(members.states[0].step) is not int and _draws(passes, members, stack):
-        return False
-    targets, gradients, states = members.as_rows(passes, bound.step.layout.axis)
-    rows = (passes.of_rows(state).values() for state in states)
-    return all(map(ops.has_row_kernels, gradients, targets, rows))
+        return None
+    rows = [passes.of_rows(state).values() for state in members.states]
+    return ops.row_kernels(members.gradients, members.targets, rows)
 
 
 def _draws(passes: Any, members: Members, stack: Stack) -> bool:
@@ -62,42 +58,50 @@ def _draws(passes: Any, members: Members, stack: Stack) -> bool:
 
 
 def step_rows(
-    passes: Any, bound: BoundMatrices, members: Members, due: Any, write: Write
+    kernels: Any,
+    passes: Any,
+    bound: BoundMatrices,
+    states: Sequence[Any],
+    members: Members,
+    due: Any,
+    write: Write,
 ) -> list[Any]:
-    """Step matrices; return their new states.
+    """Step matrices; return their new ``states``; ``members`` are the same laid out as rows.
 
-    ``passes`` are the rule's. Columns are chosen for all members at once. Small members are stepped as one stack, a
-    copy, in as many launches as one. The last pass over the rows of others is one call each, in place, which notes what
-    it has written. A step that is interrupted and done again passes that over, and takes what the last pass needs as it
-    was.
+    ``kernels`` pass over their rows, as ``passes``, the rule's, ask. Columns are chosen for all members at once. Small
+    members are stepped as one stack, a copy, where there are kernels for stacks, in as many launches as one. The last
+    pass over the rows of others is done in place, and notes what it has written. A step that is interrupted and done
+    again passes that over, and takes what the last pass needs as it was.
     """
     noted, number, axis = write.done.passes, bound.number, bound.step.layout.axis
     if number in noted and noted[number][0] is None:
         return noted[number][1]
-    states = members.states
-    targets, gradients, held = members.as_rows(passes, axis)
+    targets, gradients, held = members
     light = [state._replace(**dict.fromkeys(passes.arrays)) for state in states]
+    own: Sequence[Tensor] = targets
     copied = _is_better_copied(targets, write)
     if copied:
         gradients, held = [torch.stack(list(gradients))], [stacked(held, ())]
+        own = [torch.stack([*targets])]
+    added = [passes.of_rows(state).get(passes.added) for state in held]
+    rows = kernels(gradients, own, added, write.ops)
     if number not in noted:
-        added = [passes.of_rows(state).get(passes.added) for state in held]
         before = stacked(light, bound.step.layout.batch)
-        rows = PassedRows(gradients, added, write.ops)
         noted[number] = run(passes.steps(rows, before, bound.step, due))
     job, after = noted[number]
     if copied:
-        _write_copy(passes, targets, gradients[0], held[0], job, write)
+        passes.write(rows, held, job, [RowWrite(write.lr, write.weight_decay)])
+        _copy_back(targets, own[0], write)
         new = unstacked(after._replace(**_rows_of(passes, held[0], axis)), states)
     else:
-        each = zip(targets, gradients, held, write.dithers, strict=True)
-        for place, (target, gradient, state, dither) in enumerate(each):
-            one = job if len(states) == 1 else job.of(place)
-            name = (*write.key, place)
-            how = RowWrite(
-                write.lr, write.weight_decay, _key(target, dither), write.done.blocks, name
+        writes = [
+            RowWrite(
+                write.lr, write.weight_decay, _key(target, dither), write.done.blocks,
+                (*write.key, place),
             )
-            passes.write(target, gradient, state, one, how, write.ops)
+            for place, (target, dither) in enumerate(zip(targets, write.dithers, strict=True))
+        ]  # fmt: skip
+        passes.write(rows, held, job, writes)
         kept = zip(unstacked(after, light), states, strict=True)
         new = [own._replace(**passes.of_rows(state)) for own, state in kept]
     noted[number] = None, new
@@ -111,22 +115,13 @@ def _is_better_copied(targets: Sequence[Tensor], write: Write) -> bool:
     # There may be kernels for matrices alone. Of a stack, draws would be numbered otherwise.
     return (
         small
-        and write.ops.has_row_kernels(first[None], first[None])
+        and write.ops.row_kernels([first[None]], [first[None]], [()]) is not None
         and all(_key(target, d) is None for target, d in zip(targets, write.dithers, strict=True))
     )
 
 
-def _write_copy(
-    passes: Any,
-    targets: Sequence[Tensor],
-    gradient: Tensor,
-    state: Any,
-    job: Any,
-    write: Write,
-) -> None:
-    """Do the last pass over the members of a stack as one copy of them all, which ``state`` is too; write it back."""
-    whole = torch.stack([*targets])
-    passes.write(whole, gradient, state, job, RowWrite(write.lr, write.weight_decay), write.ops)
+def _copy_back(targets: Sequence[Tensor], whole: Tensor, write: Write) -> None:
+    """Write to the members of a stack what one copy of them all is after the step."""
     block = (*write.key, 0)
     if block not in write.done.blocks:
         back = partial(torch._foreach_copy_, [*targets], [*whole.unbind()])

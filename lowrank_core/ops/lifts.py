@@ -1,6 +1,6 @@
 """The last pass of a step of Trion: what a step found on few columns is brought to momentum and parameter, row by row.
 
-An adapter that has a kernel for it reads and writes each once (`StandardOps.lift_rows`); here it is said in plain
+An adapter that has a kernel for it reads and writes each once (`PassedRows.lift`); here it is said in plain
 steps.
 """
 
@@ -35,7 +35,7 @@ class RowLift(NamedTuple):
 def lift_rows(
     parameter: Any, gradient: Any, momentum: Any, job: RowLift, write: RowWrite, ops: Any
 ) -> tuple[Any, Any]:
-    """Return what `StandardOps.lift_rows` returns.
+    """Return what `PassedRows.lift` returns for a matrix.
 
     ``M <- M + G - share b Q_I^T`` and ``W <- (1 - lr * weight_decay) W - lr (o Q_I^T)``.
     """

@@ -1,6 +1,6 @@
 """All that follows the choice of columns in a step of DCT-AdamW, in which every row is stepped by itself.
 
-An adapter that has a kernel for it reads a gradient once and writes the parameter once (`StandardOps.step_rows`); here
+An adapter that has a kernel for it reads a gradient once and writes the parameter once (`PassedRows.step`); here
 it is said in plain steps.
 """
 
@@ -88,7 +88,7 @@ class RowWrite(NamedTuple):
 def step_rows(
     parameter: Any, gradient: Any, moments: RowMoments, job: RowStep, write: RowWrite, ops: Any
 ) -> tuple[Any, RowMoments]:
-    """Return what `StandardOps.step_rows` returns.
+    """Return what `PassedRows.step` returns for a matrix.
 
     With ``S = G Q``, ``a = S_I``, and ``m``, ``v`` carried to the columns ``I``: ``m <- b1 m + (1 - b1) a``,
     ``v <- b2 v + (1 - b2) a^2``, ``u_I = (m / w1) / (sqrt(v / w2) + eps)`` and elsewhere what the policy says of ``S``;

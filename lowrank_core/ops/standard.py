@@ -18,9 +18,8 @@ from lowrank_core.layout import on_axis
 from lowrank_core.ops.axes import along_last, expand_index, inverse_index
 from lowrank_core.ops.constants import Constants
 from lowrank_core.ops.crossovers import Crossovers
-from lowrank_core.ops.lifts import RowLift, lift_rows
 from lowrank_core.ops.makhoul import dct_by_fft, fft_phases, idct_by_fft
-from lowrank_core.ops.rows import RowMoments, RowStep, RowWrite, step_rows
+from lowrank_core.ops.passes import PassedRows
 
 T = TypeVar("T")
 A_co = TypeVar("A_co", covariant=True)
@@ -144,68 +143,17 @@ class StandardOps(Generic[A]):
     # -- passes over rows, in place ------------------------------------------------------------
 
     def may_have_row_kernels(self, parameter: A) -> bool:
-        """Return whether :meth:`has_row_kernels` may be true of matrices of a parameter."""
+        """Return whether there may be :meth:`row_kernels` for matrices of a parameter."""
         return False
 
-    def has_row_kernels(self, gradient: A, parameter: A, state: Collection[A | None] = ()) -> bool:
-        """Return whether the operations below are one pass each over such matrices and their rows' state, in place."""
-        return False
-
-    def dct_sums(self, x: A, *, norms: Sequence[str], plus: A | None = None) -> A:
-        """Return the sums over the columns of the DCT of rows ``x + plus`` ``(..., m, n)``: ``(norms, ..., n)``."""
-        S = self.dct(x if plus is None else x + plus, axis=-1)
-        sums: A = self.xp.stack([self.column_sums(S, axis=-1, norm=norm) for norm in norms])
-        return sums
-
-    def dct_columns(self, x: A, indices: A, *, plus: A | None = None) -> A:
-        """Return the columns ``indices`` ``(..., r)`` of the DCT of rows ``x + plus`` ``(..., m, n)``."""
-        return self.take(self.dct(x if plus is None else x + plus, axis=-1), indices, axis=-1)
-
-    def lift_rows(
-        self, parameter: A, gradient: A, momentum: A, job: RowLift, write: RowWrite
-    ) -> tuple[A, A]:
-        """Return the parameter and the momentum after a step of Trion that is known on its columns.
-
-        Parameters
-        ----------
-        parameter, gradient, momentum
-            ``(..., m, n)``, in the dtype of arithmetic. An adapter may take narrower ones, and rounds these as
-            `lowrank_core.numerics.rounding` does.
-        job
-            What rows need besides themselves.
-        write
-            How the step is written into the parameter.
-
-        Returns
-        -------
-        tuple
-            The new parameter and momentum. Where :meth:`has_row_kernels`, these are those that were given, written to.
-        """
-        return lift_rows(parameter, gradient, momentum, job, write, self)
-
-    def step_rows(
-        self, parameter: A, gradient: A, moments: RowMoments, job: RowStep, write: RowWrite
-    ) -> tuple[A, RowMoments]:
-        """Return the parameter and the moments after all that follows the choice of columns in a step of DCT-AdamW.
-
-        Parameters
-        ----------
-        parameter, gradient
-            ``(..., m, n)``, in the dtype of arithmetic. An adapter may take narrower ones, and moments, and rounds
-            these as `lowrank_core.numerics.rounding` does.
-        moments
-            The state of the rows before.
-        job
-            What rows need besides themselves.
-        write
-            How the step is written.
-
-        Returns
-        -------
-        tuple
-            The new parameter and moments. Where :meth:`has_row_kernels`, these are those that were given, written to.
-        """
-        return step_rows(parameter, gradient, moments, job, write, self)
+    def row_kernels(
+        self,
+        gradients: Sequence[A],
+        parameters: Sequence[A],
+        states: Sequence[Collection[A | None]],
+    ) -> type[PassedRows[A]] | None:
+        """Return the kernels that pass over such matrices and the state of their rows, in place, or ``None``."""
+        return None
 
     # -- Adam and the sign of what is left -----------------------------------------------------
 

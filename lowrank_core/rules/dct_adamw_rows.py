@@ -1,14 +1,13 @@
-"""DCT-AdamW in two passes over a gradient: column sums first, then all rows by themselves (`StandardOps.step_rows`)."""
+"""DCT-AdamW in two passes over a gradient: column sums first, then all rows by themselves (`PassedRows.step`)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from lowrank_core._typing import Array
 from lowrank_core.ops.passes import PassedRows
 from lowrank_core.ops.rows import ROW_RESTS, RowMoments, RowStep, RowWrite
-from lowrank_core.ops.standard import Ops
 from lowrank_core.rules.dct_adamw import moment_weights, rest_scale
 from lowrank_core.rules.dct_adamw_columns import ColumnSelection, select
 from lowrank_core.rules.dct_adamw_config import DCTAdamWConfig, DCTAdamWState
@@ -106,10 +105,12 @@ def _row_step(
 
 
 def _write(
-    parameter: Array, gradient: Array, state: DCTAdamWState, job: RowStep, how: RowWrite, ops: Ops
+    rows: PassedRows[Any], states: Sequence[DCTAdamWState], job: RowStep, writes: Sequence[RowWrite]
 ) -> None:
-    moments = RowMoments(state.first_moment, state.second_moment, state.row_energy)
-    ops.step_rows(parameter, gradient, moments, job, how)
+    moments = [
+        RowMoments(state.first_moment, state.second_moment, state.row_energy) for state in states
+    ]
+    rows.step(moments, job, writes)
 
 
 #: DCT-AdamW in passes.

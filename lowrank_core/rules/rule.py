@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -77,16 +77,16 @@ def _always(_state: Any, _matrix: MatrixStep[Any]) -> bool:
 
 
 class RowPasses(NamedTuple):
-    """A step in passes over memory, in place, where an adapter has kernels for them (`StandardOps.has_row_kernels`)."""
+    """A step in passes over memory, in place, where an adapter has kernels for them (`StandardOps.row_kernels`)."""
 
     #: ``fits(matrix)``: whether steps of ``matrix`` can be done so.
     fits: Callable[[MatrixStep[Any]], bool]
     #: ``steps(rows, state, matrix, due)``: all of a step but its last pass; ``rows`` are `PassedRows`, ``due`` that
     #: of ``Rule.steps``. Returns what the last pass takes, and the state after it, its arrays of rows those of before.
     steps: Callable[[PassedRows[Any], Any, MatrixStep[Any], Any], Steps[tuple[Any, Any]]]
-    #: ``write(parameter, gradient, state, job, how, ops)``: the last pass, ``job`` what it takes and ``how`` a
-    #: `RowWrite`.
-    write: Callable[[Array, Array, Any, Any, RowWrite, Ops], object]
+    #: ``write(rows, states, job, writes)``: the last pass; ``states`` are those of the matrices, one after the other,
+    #: ``job`` what it takes, and of ``writes`` each a `RowWrite`.
+    write: Callable[[PassedRows[Any], Sequence[Any], Any, Sequence[RowWrite]], object]
     #: Names of the arrays of the state that have rows: the last pass writes to them.
     arrays: tuple[str, ...]
     #: Which of them is added to the gradient before it is transformed; empty for none.

@@ -1,10 +1,11 @@
-"""Trion in three passes over its rows: column sums, the chosen columns, and the step (`StandardOps.lift_rows`).
+"""Trion in three passes over its rows: column sums, the chosen columns, and the step (`PassedRows.lift`).
 
 Before the last are products of matrices as wide as the rank.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,6 @@ from lowrank_core._typing import Array
 from lowrank_core.ops.lifts import RowLift
 from lowrank_core.ops.passes import PassedRows
 from lowrank_core.ops.rows import RowWrite
-from lowrank_core.ops.standard import Ops
 from lowrank_core.rules.reductions import Steps
 from lowrank_core.rules.rule import MatrixStep, RowPasses
 from lowrank_core.rules.trion import Aligned, aligned_steps
@@ -71,9 +71,9 @@ def trion_rows(
 
 
 def _write(
-    parameter: Array, gradient: Array, state: TrionState, job: RowLift, how: RowWrite, ops: Ops
+    rows: PassedRows[Any], _states: Sequence[TrionState], job: RowLift, writes: Sequence[RowWrite]
 ) -> None:
-    ops.lift_rows(parameter, gradient, state.momentum, job, how)
+    rows.lift(job, writes)
 
 
 #: Trion in passes.

@@ -51,7 +51,8 @@ def test_transforms(panels, torch, rows, n, across):
     assert_close(panels.dct(x), wanted, xp=torch, dtype="float32")
     assert_close(panels.idct(x), x.double().numpy() @ basis.T, xp=torch, dtype="float32")
     assert panels.dct(x).stride() == panels.idct(x).stride() == x.stride()
-    sums = panels.dct_sums(x, ("l1", "l2"))
+    rows = panels.PanelRows([x], [x], [None], None)
+    sums = rows.sums(("l1", "l2"))
     assert_close(sums[0], abs(wanted).sum(0), xp=torch, dtype="float32")
     assert_close(sums[1], (wanted**2).sum(0), xp=torch, dtype="float32")
     # With another matrix added, and of some columns alone: more than are written at a time, and no multiple.
@@ -60,14 +61,17 @@ def test_transforms(panels, torch, rows, n, across):
         np.sort(np.random.default_rng(n).permutation(n)[:11]),
     )
     wanted = wanted + plus.double().numpy() @ basis
-    added = panels.dct_sums(x, ("l2",), plus)
-    assert_close(added[0], (wanted**2).sum(0), xp=torch, dtype="float32")
-    columns = panels.dct_columns(x, torch.from_numpy(chosen).int(), plus)
-    assert_close(columns, wanted[:, chosen], xp=torch, dtype="float32")
+    rows = panels.PanelRows([x], [x], [plus], None)
+    # Of coefficients that are made anew, and of those that were kept.
+    for _ in range(2):
+        columns = rows.take(torch.from_numpy(chosen).int())
+        assert_close(columns, wanted[:, chosen], xp=torch, dtype="float32")
+        added = rows.sums(("l2",))
+        assert_close(added[0], (wanted**2).sum(0), xp=torch, dtype="float32")
 
 
 @pytest.mark.parametrize("across", [False, True])
-@pytest.mark.parametrize("moved", [True, False])
+@pytest.mark.parametrize(("moved", "summed"), [(True, True), (False, True), (True, False)])
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize(
     ("rest", "factored"),
@@ -79,7 +83,7 @@ def test_transforms(panels, torch, rows, n, across):
         ("discard", True),
     ],
 )
-def test_rows(panels, torch, rest, factored, rows, moved, across):
+def test_rows(panels, torch, rest, factored, rows, moved, summed, across):
     import triton_runs as cases
 
     from lowrank_core.ops.rows import RowMoments, RowWrite
@@ -93,10 +97,13 @@ def test_rows(panels, torch, rest, factored, rows, moved, across):
     )
     wide = RowMoments(*(None if x is None else x.double() for x in given))
     w, g = (laid(float32(rows, n, seed=seed), across) for seed in (3, 4))
-    wanted, after = cases.STANDARD.step_rows(w.double(), g.double(), wide, job, RowWrite(0.1, 0.5))
+    how = [RowWrite(0.1, 0.5)]
+    ((wanted, after),) = cases.plain(g.double(), w.double()).step([wide], job, how)
     own = cases.in_float32(job, tensors=False)
-    assert cases.OPS.has_row_kernels(g, w, given)
-    found, kept = cases.OPS.step_rows(w, g, given, own, RowWrite(0.1, 0.5))
+    passes = cases.kernels(g, w, state=given)
+    if summed:
+        passes.sums(("l2",))
+    ((found, kept),) = passes.step([given], own, how)
     assert found is w
     assert_close(found, wanted, xp=torch, dtype="float32", kind="trajectory")
     for x, y, z in zip(kept, given, after, strict=True):
@@ -125,10 +132,9 @@ def test_lifted_rows(panels, torch, rows, n, rank, across):
     job = lift_of(torch, rows, n, rank)
     exact = job._replace(coefficients=job.coefficients.double(), update=job.update.double())
     w, g, m = (laid(float32(rows, n, seed=seed), across) for seed in (3, 4, 5))
-    wide = (x.double() for x in (w, g, m))
-    wanted, after = cases.STANDARD.lift_rows(*wide, exact, RowWrite(0.1, 0.5))
-    assert cases.OPS.has_row_kernels(g, w, (m,))
-    found, kept = cases.OPS.lift_rows(w, g, m, job, RowWrite(0.1, 0.5))
+    how = [RowWrite(0.1, 0.5)]
+    ((wanted, after),) = cases.plain(g.double(), w.double(), m.double()).lift(exact, how)
+    ((found, kept),) = cases.kernels(g, w, m).lift(job, how)
     assert found is w
     assert kept is m
     assert_close(w, wanted, xp=torch, dtype="float32")
@@ -143,7 +149,7 @@ def test_lifted_rows_that_are_done_are_passed_over(panels, torch):
     w, g, m = (float32(48, 32, seed=seed) for seed in (3, 4, 5))
     before, done = [w.clone(), m.clone()], {("name", 16)}
     how = RowWrite(0.1, 0.0, done=done, name=("name",))
-    cases.OPS.lift_rows(w, g, m, lift_of(torch, 48, 32, 8), how)
+    cases.kernels(g, w, m).lift(lift_of(torch, 48, 32, 8), [how])
     assert done == {("name", 0), ("name", 16), ("name", 32)}
     for x, old in zip((w, m), before, strict=True):
         assert torch.equal(x[16:32], old[16:32])
@@ -161,7 +167,8 @@ def test_rows_that_are_done_are_passed_over(panels, torch):
     w, g = float32(48, 32), float32(48, 32, seed=1)
     moments = RowMoments(torch.zeros(48, 8), torch.zeros(48, 8), None)
     before, done = w.clone(), {("name", 16)}
-    cases.OPS.step_rows(w, g, moments, job, RowWrite(0.1, 0.0, done=done, name=("name",)))
+    how = RowWrite(0.1, 0.0, done=done, name=("name",))
+    cases.kernels(g, w, state=moments).step([moments], job, [how])
     assert done == {("name", 0), ("name", 16), ("name", 32)}
     assert torch.equal(w[16:32], before[16:32])
     assert not (moments.second == 0).all(1)[:16].any()
@@ -183,8 +190,8 @@ def test_steps_of_the_optimizer(panels, torch, monkeypatch, options, shape):
     from lowrank_backends import _torch_panels
     from lowrank_torch import DCTAdamW
 
-    start, runs, calls, step_rows = float32(*shape), [], [], panels.step_rows
-    monkeypatch.setattr(panels, "step_rows", lambda *given: calls.append(step_rows(*given)))
+    start, runs, calls, step = float32(*shape), [], [], panels.PanelRows.step
+    monkeypatch.setattr(panels.PanelRows, "step", lambda *own: calls.append(own) or step(*own))
     for least in (0, 2**40):
         monkeypatch.setattr(_torch_panels, "LEAST", least)
         parameter = torch.nn.Parameter(start.clone())
@@ -222,8 +229,8 @@ def test_steps_of_trion(panels, torch, monkeypatch, options):
     given = {"rank": 9, "weight_decay": 0.1, **options}
     given.pop("shape", None)
     runs, calls = [], []
-    real = panels.lift_rows
-    monkeypatch.setattr(panels, "lift_rows", lambda *own: (calls.append(own), real(*own)))
+    real = panels.PanelRows.lift
+    monkeypatch.setattr(panels.PanelRows, "lift", lambda *own: calls.append(own) or real(*own))
     for least in (0, 2**40):
         monkeypatch.setattr(_torch_panels, "LEAST", least)
         parameter, own = trion(torch, shape, given)
@@ -257,7 +264,7 @@ def trion(torch, shape, options):
 def test_steps_of_trion_that_panels_do_not_take(panels, torch, monkeypatch, options, kind):
     from lowrank_backends import _torch_panels
 
-    monkeypatch.setattr(panels, "lift_rows", None)
+    monkeypatch.setattr(panels.PanelRows, "lift", None)
     runs = []
     for least in (0, 2**40):
         monkeypatch.setattr(_torch_panels, "LEAST", least)
@@ -310,7 +317,7 @@ def test_what_is_not_taken(panels, torch):
     import triton_runs as cases
 
     def takes(x, *state):
-        return cases.OPS.has_row_kernels(x, x, (*state, None))
+        return cases.OPS.row_kernels([x], [x], [(*state, None)]) is not None
 
     x = float32(6, 16)
     assert takes(x)

@@ -29,7 +29,7 @@ OPTIONS = [
 
 
 def two_passes(parameter, gradient, state, config):
-    """One step in two passes, by the operations of `StandardOps`."""
+    """One step in two passes, in plain steps."""
     ops = lc.ops_for(gradient)
     matrix = bind(config, tuple(gradient.shape), ops, ops.device_of(gradient))
     assert fits_rows(matrix)
@@ -40,12 +40,11 @@ def two_passes(parameter, gradient, state, config):
     due = columns_due(state, matrix)
     if due is not True and not bool(ops.xp.any(due)):
         due = False
-    rows = PassedRows([as_rows(gradient)], [None], ops)
+    rows = PassedRows([as_rows(gradient)], [as_rows(parameter)], [None], ops)
     job, after = run(dct_adamw_rows(rows, state, matrix, due))
     names = ("first_moment", "second_moment", "row_energy")
     moments = RowMoments(*(as_rows(getattr(state, name)) for name in names))
-    given = (as_rows(parameter), as_rows(gradient), moments, job, RowWrite(LR, DECAY))
-    parameter, moments = ops.step_rows(*given)
+    ((parameter, moments),) = rows.step([moments], job, [RowWrite(LR, DECAY)])
     kept = zip(names, map(as_rows, moments), strict=True)
     return as_rows(parameter), after._replace(**dict(kept))
 
@@ -137,16 +136,13 @@ def test_three_passes_are_the_step_of_trion(xp, options, side, tiny):
         parameter = parameter * (1 - LR * DECAY) - lc.materialize(update) * LR
         # Each matrix of the stack as one of several.
         parts = [as_rows(gradient)[place, ...] for place in range(2)]
-        rows = PassedRows(parts, [momentum[place, ...] for place in range(2)], ops)
+        wholes, momenta = ([x[place, ...] for place in range(2)] for x in (other, momentum))
+        rows = PassedRows(parts, wholes, momenta, ops)
         job, after = run(trion_rows(rows, before, matrix))
         assert after.step == state.step
         assert after.momentum is None
         assert_identical(job.indices, update.indices)
-        how = RowWrite(LR, DECAY)
-        pairs = [
-            ops.lift_rows(other[place, ...], parts[place], momentum[place, ...], job.of(place), how)
-            for place in range(2)
-        ]
+        pairs = rows.lift(job, [RowWrite(LR, DECAY)] * 2)
         other, momentum = (xp.stack(own) for own in zip(*pairs, strict=True))
         wanted = to_numpy(as_rows(parameter))
         assert_close(other, wanted, xp=xp, dtype="float32", kind="trajectory")

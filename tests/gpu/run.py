@@ -9,7 +9,6 @@ Times are medians of CUDA events, in milliseconds, the L2 cache overwritten befo
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -21,6 +20,7 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -104,7 +104,7 @@ def missing() -> list[str]:
     return [name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None]
 
 
-@functools.cache
+@cache
 def described() -> Path:
     """A folder that says of this checkout what its installed distribution would: by which adapters are found."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -240,20 +240,22 @@ class Gpu:
         torch = self.torch
         ops = ops_for_namespace(torch)
         x = torch.randn(*shape, device="cuda")
-        if not ops.has_row_kernels(x, x):
+        kernels = ops.row_kernels([x], [x], [()])
+        if kernels is None:
             return {"left out": f"the kernels do not take {shape}"}
         y = torch.empty_like(x)
         found: dict[str, Any] = {"copy": self.milliseconds(lambda: y.copy_(x))}
         for precision in ("high", "highest"):
             torch.set_float32_matmul_precision(precision)
-            found[f"sums, {precision}"] = self.milliseconds(lambda: ops.dct_sums(x, norms=("l2",)))
+            rows = kernels([x], [y], [None], ops)
+            found[f"sums, {precision}"] = self.milliseconds(partial(rows.sums, ("l2",)))
             for rest in ("discard", "sign", "normalized"):
-                chosen, rows = self._choice_and_rows(ops, x, y, rest)
+                chosen, stepped = self._choice_and_rows(rows, rest)
                 found[f"choice, {rest}, {precision}"] = self.milliseconds(chosen)
-                found[f"rows, {rest}, {precision}"] = self.milliseconds(rows)
+                found[f"rows, {rest}, {precision}"] = self.milliseconds(stepped)
         return found | {"over a copy": ratios(found, "copy")}
 
-    def _choice_and_rows(self, ops: Any, gradient: Any, weight: Any, rest: str) -> Any:
+    def _choice_and_rows(self, passes: Any, rest: str) -> Any:
         """The choice of columns, and the rows with columns that are chosen, as functions to be timed."""
         from lowrank_core import DCTAdamWConfig, dct_adamw_init
         from lowrank_core.ops.rows import RowMoments, RowWrite
@@ -262,10 +264,10 @@ class Gpu:
         from lowrank_core.rules.rule import bind
 
         config = DCTAdamWConfig(rank=0.25, side="right", residual=rest)
-        shape = tuple(gradient.shape)
-        matrix = bind(config, shape, ops, gradient.device)
+        shape = tuple(passes.gradients[0].shape)
+        matrix = bind(config, shape, passes.ops, passes.gradients[0].device)
         state = dct_adamw_init(shape, config, xp=self.torch, device="cuda")
-        sums = ops.dct_sums(gradient, norms=config.norms(True))
+        sums = passes.sums(config.norms(True))
         # So that the choice is timed without them.
         rows: Any = SimpleNamespace(sums=lambda norms: sums)
         moments = RowMoments(state.first_moment, state.second_moment, None)
@@ -274,7 +276,7 @@ class Gpu:
             return run(dct_adamw_rows(rows, state, matrix, True))[0]
 
         job, how = choice(), RowWrite(1e-6, 0.1)
-        return choice, lambda: ops.step_rows(weight, gradient, moments, job, how)
+        return choice, partial(passes.step, [moments], job, [how])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

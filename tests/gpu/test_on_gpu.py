@@ -7,7 +7,6 @@ import torch
 from lowrank_torch import DCTAdamW
 
 from lowrank_core import DCTAdamWConfig, dct_adamw_init, ops_for_namespace
-from lowrank_core.ops.passes import PassedRows
 from lowrank_core.ops.rows import RowMoments, RowWrite
 from lowrank_core.rules.dct_adamw_rows import dct_adamw_rows
 from lowrank_core.rules.reductions import run
@@ -39,16 +38,16 @@ def test_a_graph_of_both_kernels_does_what_they_do(shape, residual):
     config = DCTAdamWConfig(rank=0.25, side="right", residual=residual)
     gradient = torch.randn(*shape, device="cuda")
     weight = torch.randn(*shape, device="cuda")
-    assert ops.has_row_kernels(gradient, weight)
+    kernels = ops.row_kernels([gradient], [weight], [()])
     matrix = bind(config, shape, ops, gradient.device)
     state = dct_adamw_init(shape, config, xp=torch, device="cuda")
     lr = torch.tensor(0.01, device="cuda")
 
     def step(weight, state):
-        rows = PassedRows([gradient], [None], ops)
+        rows = kernels([gradient], [weight], [None], ops)
         job, after = run(dct_adamw_rows(rows, state, matrix, True))
         moments = RowMoments(state.first_moment, state.second_moment, None)
-        ops.step_rows(weight, gradient, moments, job, RowWrite(lr, 0.1))
+        rows.step([moments], job, [RowWrite(lr, 0.1)])
         state.indices.copy_(after.indices)
         if state.energy is not None:
             state.energy.copy_(after.energy)

@@ -14,8 +14,6 @@ from helpers import assert_close, dtype_name, library_of, normal, to_numpy
 
 from lowrank_core import StandardOps
 from lowrank_core.ops.constants import Constants
-from lowrank_core.ops.lifts import RowLift
-from lowrank_core.ops.rows import ROW_RESTS, RowMoments, RowStep, RowWrite
 
 INDICES = np.array([0, 2, 5])
 STACKED = np.array([[0, 2, 5], [1, 2, 3]])
@@ -98,59 +96,9 @@ def may_have_row_kernels(ops: Any, make: Any) -> list[Any]:
     return [ops.may_have_row_kernels(make(normal(5, 16), "float32"))]
 
 
-def has_row_kernels(ops: Any, make: Any) -> list[Any]:
+def row_kernels(ops: Any, make: Any) -> list[Any]:
     x = make(normal(5, 16), "float32")
-    return [ops.has_row_kernels(x, x)]
-
-
-def dct_sums(ops: Any, make: Any) -> list[Any]:
-    return [
-        ops.dct_sums(make(normal(*shape), kind), norms=norms, plus=plus)
-        for shape, kind in (((7, 8), "float64"), ((2, 5, 6), "float32"))
-        for norms in (("l2",), ("l1", "l2"))
-        for plus in (None, make(normal(*shape, seed=1), kind))
-    ]
-
-
-def dct_columns(ops: Any, make: Any) -> list[Any]:
-    return [
-        ops.dct_columns(make(normal(*shape), kind), make(chosen, "int32"), plus=plus)
-        for shape, chosen, kind in (((7, 8), INDICES, "float64"), ((2, 5, 6), STACKED, "float32"))
-        for plus in (None, make(normal(*shape, seed=1), kind))
-    ]
-
-
-def lift_rows(ops: Any, make: Any) -> list[Any]:
-    results: list[Any] = []
-    for stack, chosen in (((), INDICES), ((2,), STACKED)):
-        low = (make(normal(*stack, 4, 3, seed=seed), "float64") for seed in (1, 2))
-        whole = (make(normal(*stack, 4, 6, seed=seed), "float64") for seed in (3, 4, 5))
-        job = RowLift(make(chosen, "int32"), *low, 0.15, 3)
-        results += ops.lift_rows(*whole, job, RowWrite(0.1, 0.5))
-    return results
-
-
-def step_rows(ops: Any, make: Any) -> list[Any]:
-    results: list[Any] = []
-    make_it = lambda values: make(values, "float64")  # noqa: E731 - the dtype of all of these
-    eps = np.array([[1e-8, np.inf, 1e-8], [1e-8, 1e-8, 1e-8]])
-    before = np.array([[1, -1, 0], [-1, 2, 1]])
-    columns = {"normalized": normal(2, 6, seed=5) ** 2, "bounded": normal(2, 6, seed=5) ** 2}
-    for rest in ROW_RESTS:
-        factored = rest == "bounded"
-        column = columns.get(rest)
-        shares = make_it(normal(2, 3, seed=6) ** 2) if factored else None
-        job = RowStep(
-            make(STACKED, "int32"), make(before, "int32"), make_it(eps), (0.9, 0.99), (0.3, 0.1, 0.1), rest,
-            make_it(np.array([0.2, 0.0])), None if column is None else make_it(column), shares, 0.9, 1e-8, 3,
-        )  # fmt: skip
-        first, second = make_it(normal(2, 4, 3)), make_it(normal(2, 4, 3, seed=1) ** 2)
-        rows = make_it(normal(2, 4, 1, seed=2) ** 2) if factored else None
-        moments = RowMoments(first, None if factored else second, rows)
-        parameter, gradient = (make_it(normal(2, 4, 6, seed=seed)) for seed in (3, 4))
-        new, after = ops.step_rows(parameter, gradient, moments, job, RowWrite(0.1, 0.5))
-        results += [new, *(x for x in after if x is not None)]
-    return results
+    return [ops.row_kernels([x], [x], [()]) is None]
 
 
 def idct_columns(ops: Any, make: Any) -> list[Any]:
@@ -331,8 +279,7 @@ CASES = {
     case.__name__: case
     for case in (
         *(astype, copy, device_of, is_readable, as_scalar, as_index, constant, with_constants),
-        *(may_have_row_kernels, has_row_kernels, dct_sums, step_rows),
-        *(dct_columns, lift_rows),
+        *(may_have_row_kernels, row_kernels),
         *(dct, idct, dct_scored, idct_columns, column_sums, adam_update, add_signs, bounded),
         *(take, take_or_zero, take_along, put, put_over, index_in),
         *(cond, step_counter, num_threads, for_each),

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from lowrank_core import StandardOps, ops_for_namespace
 from lowrank_core.ops.lifts import RowLift
+from lowrank_core.ops.passes import PassedRows
 from lowrank_core.ops.rows import RowMoments, RowStep, RowWrite
 
 # Rows are few, since the interpreter does one after the other; and more than a program does at a time.
@@ -60,6 +61,26 @@ def relative(found: Tensor, wanted: Tensor, start: Tensor | float = 0.0) -> floa
     return ((found.double() - wanted).norm() / (wanted - start).norm()).item()
 
 
+def plain(
+    gradient: Tensor, parameter: Tensor | None = None, added: Tensor | None = None
+) -> PassedRows[Tensor]:
+    """One matrix that plain steps pass over."""
+    return PassedRows([gradient], [gradient if parameter is None else parameter], [added], STANDARD)
+
+
+def kernels(
+    gradient: Tensor,
+    parameter: Tensor | None = None,
+    added: Tensor | None = None,
+    state: Any = (),
+) -> PassedRows[Tensor]:
+    """One matrix that the adapter's kernels pass over."""
+    parameter = gradient if parameter is None else parameter
+    kind = OPS.row_kernels([gradient], [parameter], [(*state, added)])
+    assert kind is not None
+    return kind([gradient], [parameter], [added], OPS)
+
+
 def sums(n: int, norm: str, stack: tuple[int, ...] = (), precision: str = "highest") -> Any:
     """Errors of the sums, those of a gradient and those with a momentum, whose rows are a part of longer ones."""
     torch.set_float32_matmul_precision(precision)
@@ -67,8 +88,8 @@ def sums(n: int, norm: str, stack: tuple[int, ...] = (), precision: str = "highe
     errors = {}
     for name, more in (("sums", None), ("with a momentum", plus)):
         wide = None if more is None else more.double()
-        wanted = STANDARD.dct_sums(x.double(), norms=(norm,), plus=wide)
-        errors[name] = relative(OPS.dct_sums(x, norms=(norm,), plus=more), wanted)
+        wanted = plain(x.double(), added=wide).sums((norm,))
+        errors[name] = relative(kernels(x, added=more).sums((norm,)), wanted)
     return errors
 
 
@@ -89,20 +110,20 @@ def lifts(
     # Column 0 is one whose scale is not that of the others.
     indices[..., 0] = 0
     wide = gradient.double(), momentum.double()
-    b = STANDARD.dct_columns(wide[0], indices, plus=wide[1])
-    errors = {"columns": relative(OPS.dct_columns(gradient, indices, plus=momentum), b)}
-    alone = STANDARD.dct_columns(wide[0], indices)
-    errors["columns alone"] = relative(OPS.dct_columns(gradient, indices), alone)
+    b = plain(wide[0], added=wide[1]).take(indices)
+    errors = {"columns": relative(kernels(gradient, added=momentum).take(indices), b)}
+    alone = plain(wide[0]).take(indices)
+    errors["columns alone"] = relative(kernels(gradient).take(indices), alone)
     job = RowLift(indices, b, normal(*shape[:-1], rank, seed=4).double(), 0.15, 3)
     lr, decay = 0.01, 0.1
-    wanted, after = STANDARD.lift_rows(parameter.double(), *wide, job, RowWrite(lr, decay))
+    own = plain(wide[0], parameter.double(), wide[1])
+    ((wanted, after),) = own.lift(job, [RowWrite(lr, decay)])
     start = parameter.double() * (1 - lr * decay)
     how: Any = (lr, decay)
     if tensors:
         how = tuple(torch.tensor(number, device=DEVICE) for number in how)
     job = job._replace(coefficients=job.coefficients.float(), update=job.update.float())
-    assert OPS.has_row_kernels(gradient, parameter, (momentum,))
-    found, kept = OPS.lift_rows(parameter, gradient, momentum, job, RowWrite(*how))
+    ((found, kept),) = kernels(gradient, parameter, momentum).lift(job, [RowWrite(*how)])
     errors["in place"] = float(found is not parameter or kept is not momentum)
     errors["parameter"] = off(found, wanted, start)
     errors["momentum"] = off(kept, after, 0.0)
@@ -174,16 +195,14 @@ def rows(
     wide = RowMoments(*(None if x is None else x.double() for x in given))
     job = job_of(n, rest, stack, factored=factored, moved=moved)
     lr, decay = 0.01, 0.1
-    wanted, after = STANDARD.step_rows(
-        parameter.double(), gradient.double(), wide, job, RowWrite(lr, decay)
-    )
+    own = plain(gradient.double(), parameter.double())
+    ((wanted, after),) = own.step([wide], job, [RowWrite(lr, decay)])
     start = parameter.double() * (1 - lr * decay)
     how: Any = (lr, decay)
     if tensors:
         how = tuple(torch.tensor(number, device=DEVICE) for number in how)
-    found, kept = OPS.step_rows(
-        parameter, gradient, given, in_float32(job, tensors=tensors), RowWrite(*how)
-    )
+    own = kernels(gradient, parameter, state=given)
+    ((found, kept),) = own.step([given], in_float32(job, tensors=tensors), [RowWrite(*how)])
     errors = {"in place": float(found is not parameter or kept.first is not given.first)}
     errors["parameter"] = off(found, wanted, start)
     pairs = zip(("first", "second", "rows"), kept, after, strict=True)
@@ -238,14 +257,15 @@ def interrupted(make: Any = DCTAdamW, launch: str = "step_rows") -> dict[str, fl
         for place, parameter in enumerate(group):
             parameter.grad = gradients(ROWS, 96, seed=3 + place)
     steppers = [make(group, 0.01, rank=0.25, side="right", preset=None) for group in groups]
-    launches, takes, small = _torch_rows.launches(), _torch_rows.takes, _rows.SMALL_MEMBER
+    launches = _torch_rows.launches().LaunchedRows
+    takes, small = _torch_rows.takes, _rows.SMALL_MEMBER
     real, calls = getattr(launches, launch), []
 
-    def failing(*arguments: Any) -> None:
+    def failing(*arguments: Any) -> Any:
         calls.append(arguments)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        real(*arguments)
+        return real(*arguments)
 
     setattr(launches, launch, failing)
     _rows.SMALL_MEMBER = 0
