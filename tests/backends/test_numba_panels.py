@@ -51,8 +51,7 @@ def test_transforms(panels, torch, rows, n, across):
     assert_close(panels.dct(x), wanted, xp=torch, dtype="float32")
     assert_close(panels.idct(x), x.double().numpy() @ basis.T, xp=torch, dtype="float32")
     assert panels.dct(x).stride() == panels.idct(x).stride() == x.stride()
-    rows = panels.PanelRows([x], [x], [None], None)
-    sums = rows.sums(("l1", "l2"))
+    sums = panels.PanelRows([x], [x], [None], None).sums(("l1", "l2"))
     assert_close(sums[0], abs(wanted).sum(0), xp=torch, dtype="float32")
     assert_close(sums[1], (wanted**2).sum(0), xp=torch, dtype="float32")
     # With another matrix added, and of some columns alone: more than are written at a time, and no multiple.
@@ -61,12 +60,12 @@ def test_transforms(panels, torch, rows, n, across):
         np.sort(np.random.default_rng(n).permutation(n)[:11]),
     )
     wanted = wanted + plus.double().numpy() @ basis
-    rows = panels.PanelRows([x], [x], [plus], None)
+    passes = panels.PanelRows([x], [x], [plus], None)
     # Of coefficients that are made anew, and of those that were kept.
     for _ in range(2):
-        columns = rows.take(torch.from_numpy(chosen).int())
+        columns = passes.take(torch.from_numpy(chosen).int())
         assert_close(columns, wanted[:, chosen], xp=torch, dtype="float32")
-        added = rows.sums(("l2",))
+        added = passes.sums(("l2",))
         assert_close(added[0], (wanted**2).sum(0), xp=torch, dtype="float32")
 
 
@@ -190,8 +189,8 @@ def test_steps_of_the_optimizer(panels, torch, monkeypatch, options, shape):
     from lowrank_backends import _torch_panels
     from lowrank_torch import DCTAdamW
 
-    start, runs, calls, step = float32(*shape), [], [], panels.PanelRows.step
-    monkeypatch.setattr(panels.PanelRows, "step", lambda *own: calls.append(own) or step(*own))
+    start, runs, calls, real = float32(*shape), [], [], panels.PanelRows.step
+    monkeypatch.setattr(panels.PanelRows, "step", lambda *own: calls.append(own) or real(*own))
     for least in (0, 2**40):
         monkeypatch.setattr(_torch_panels, "LEAST", least)
         parameter = torch.nn.Parameter(start.clone())
