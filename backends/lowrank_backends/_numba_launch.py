@@ -14,9 +14,10 @@ from lowrank_backends import _numba_lift, _numba_rows, _numba_step
 from lowrank_backends._numba_tables import PANEL, Tables, factors, tables
 from lowrank_backends._torch_memory import empty
 from lowrank_backends._torch_threads import for_each
+from lowrank_core.numerics.quantization import BLOCK
 from lowrank_core.ops.lifts import RowLift
 from lowrank_core.ops.passes import PassedRows
-from lowrank_core.ops.rows import ROW_RESTS, RowMoments, RowStep, RowWrite
+from lowrank_core.ops.rows import ROW_RESTS, RowCodes, RowMoments, RowStep, RowWrite
 
 __all__ = ["PanelRows", "dct", "factors", "idct"]
 
@@ -26,9 +27,9 @@ _CALL = 2**19
 _KEPT = 2**20
 
 
-def _ranges(rows: int, n: int) -> list[slice]:
-    """Return slices of ``rows`` rows of ``n`` numbers, whole panels but for the last."""
-    length = max(1, _CALL // (n * PANEL)) * PANEL
+def _ranges(rows: int, n: int, multiple: int = PANEL) -> list[slice]:
+    """Return slices of ``rows`` rows of ``n`` numbers, as long as a multiple of whole panels but for the last."""
+    length = max(1, _CALL // (n * multiple)) * multiple
     return [slice(start, min(start + length, rows)) for start in range(0, rows, length)]
 
 
@@ -141,17 +142,20 @@ class PanelRows(PassedRows[Tensor]):
     ) -> list[tuple[Tensor, RowMoments]]:
         """Return parameters and moments, written to in one pass, which uses up what was kept."""
         (_, n), across = self._shape()
-        held, none = tables(n), np.empty(0, np.float32)
+        held, coded = tables(n), isinstance(moments[0].first, RowCodes)
         jobs = _jobs(job, moments[0].second is None, writes, held)
-        arrays = []
+        if coded:
+            # The same but of a single row, which lies both ways.
+            across = moments[0].first.by_column
+        kernel = _numba_step.step_coded_rows if coded else _numba_step.step_rows
         pairs = zip(self.parameters, self.gradients, strict=True)
-        for pair, own, panels in zip(pairs, moments, self._held(), strict=True):
-            first = _rows(own.first, across)
-            second = first if own.second is None else _rows(own.second, across)
-            energy = none if own.rows is None else _numbers(own.rows.view(-1))
-            arrays.append((*(_rows(x, across) for x in pair), first, second, energy, panels))
+        arrays = [
+            (*(_rows(x, across) for x in pair), *_state(own, across), panels)
+            for pair, own, panels in zip(pairs, moments, self._held(), strict=True)
+        ]
         self._kept = None
-        self._write(_numba_step.step_rows, writes, arrays, [(own, tuple(held)) for own in jobs])
+        asked = [(own, tuple(held)) for own in jobs]
+        self._write(kernel, writes, arrays, asked, across, BLOCK if coded and across else PANEL)
         return list(zip(self.parameters, moments, strict=True))
 
     def lift(self, job: RowLift, writes: Sequence[RowWrite]) -> list[tuple[Tensor, Tensor]]:
@@ -168,7 +172,7 @@ class PanelRows(PassedRows[Tensor]):
             lr = float(write.lr)
             numbers = _floats(job.share, 1 - lr * write.weight_decay, lr)
             asked.append((place, *numbers, tuple(held)))
-        self._write(_numba_lift.lift_rows, writes, arrays, asked)
+        self._write(_numba_lift.lift_rows, writes, arrays, asked, across)
         return list(zip(self.parameters, momenta, strict=True))
 
     def _write(
@@ -177,10 +181,12 @@ class PanelRows(PassedRows[Tensor]):
         writes: Sequence[RowWrite],
         arrays: Sequence[tuple[Any, ...]],
         asked: Sequence[tuple[Any, ...]],
+        across: bool,
+        multiple: int = PANEL,
     ) -> None:
         """Do the last pass: a kernel gets the arrays of a matrix, which rows and how they lie, and what is asked."""
-        shape, across = self._shape()
-        ranges = _ranges(*shape)
+        (rows, n), _ = self._shape()
+        ranges = _ranges(rows, n, multiple)
 
         def work(item: tuple[int, int]) -> None:
             matrix, place = item
@@ -198,6 +204,16 @@ class PanelRows(PassedRows[Tensor]):
         """Return the shape of the matrices, and whether their rows lie across."""
         first = self.gradients[0]
         return first.shape, _lies_across(first)
+
+
+def _state(moments: RowMoments, across: bool) -> tuple[Any, ...]:
+    """Return the numbers of the state of rows, as the kernels take it: what there is not, as what is not looked at."""
+    first, second, energy = moments
+    energies = np.empty(0, np.float32) if energy is None else _numbers(energy.view(-1))
+    if isinstance(first, RowCodes):
+        return *(_rows(x, across) for x in first[:3]), energies
+    own = _rows(first, across)
+    return own, own if second is None else _rows(second, across), energies
 
 
 def _panels(count: int, rows: int, n: int) -> Any:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lowrank_backends._numba_codes import decoded, encode
 from lowrank_backends._numba_dct import compiled, dct, idct
 from lowrank_backends._numba_lanes import WIDTH, if_positive, load, splat, sqrt, store
 from lowrank_backends._numba_panels import begin, eight, end, put_eight, read, spare_rows
@@ -46,12 +47,20 @@ class Job(NamedTuple):
 
 
 @compiled
-def step_rows(w, g, first, second, energy, kept, start, stop, across, asked, entries):
+def step_coded_rows(w, g, codes, minimum, scale, energy, kept, start, stop, across, asked, entries):
+    """Do `step_rows` with a first moment in codes (see `lowrank_backends._numba_codes`), the second factored."""
+    first = decoded(codes, minimum, scale, start, stop, across)
+    step_rows(w, g, first, first, energy, kept, start, stop, across, asked, entries, start)
+    encode(first, codes, minimum, scale, start, stop, across)
+
+
+@compiled
+def step_rows(w, g, first, second, energy, kept, start, stop, across, asked, entries, begun=0):
     """Step rows ``start`` to ``stop`` of ``w`` ``(m, n)`` by ``g``, and those of the moments ``(m, r)``, in place.
 
     ``kept`` are the panels of the coefficients of ``g``, which are used up, if it has any. Not looked at are
     ``second`` where it is factored, nor ``energy`` ``(m,)`` elsewhere. ``asked`` and ``entries`` are those of `Job` and
-    `Tables` (see `lowrank_backends._numba_rows`).
+    `Tables` (see `lowrank_backends._numba_rows`). The moments' rows are those from ``begun`` on.
     """
     job, tables = Job(*asked), Tables(*entries)
     n, rank = tables.n, len(job.slots)
@@ -74,10 +83,10 @@ def step_rows(w, g, first, second, energy, kept, start, stop, across, asked, ent
             for slot in job.slots:
                 store(left, slot, splat(np.float32(0)))
                 store(left, slot + WIDTH, splat(np.float32(0)))
-        moment1, top1 = begin(first, row, stop, spare1, across)
+        moment1, top1 = begin(first, row - begun, stop - begun, spare1, across)
         moment2, top2 = moment1, top1
         if not job.factored:
-            moment2, top2 = begin(second, row, stop, spare2, across)
+            moment2, top2 = begin(second, row - begun, stop - begun, spare2, across)
         for half in range(0, PANEL, WIDTH):
             _columns(moment1, top1 + half, old[0], across)
             if not job.factored:
@@ -87,9 +96,9 @@ def step_rows(w, g, first, second, energy, kept, start, stop, across, asked, ent
             if not job.factored:
                 _put_columns(moment2, top2 + half, new[1], across)
             _others(x, load(root, half), half, job)
-        end(first, row, stop, spare1, across)
+        end(first, row - begun, stop - begun, spare1, across)
         if not job.factored:
-            end(second, row, stop, spare2, across)
+            end(second, row - begun, stop - begun, spare2, across)
         target, top = begin(w, row, stop, spare, across)
         if job.rest == SIGN:
             idct(left, tables)

@@ -20,13 +20,14 @@ LEAST = 2**14
 def launches_for(x: Tensor, *others: Tensor | None) -> ModuleType | None:
     """Return the module that calls the panels, if they take a matrix ``(m, n)`` and what is stepped with it.
 
-    Plain tensors of the CPU, of float32, the matrix a large one; all of them contiguous, or all the transposes of such.
+    Plain tensors of the CPU, of float32, or codes of 8 bits beside them, the matrix a large one; all of them
+    contiguous, or all the transposes of such.
     """
     every = [x, *(own for own in others if own is not None)]
     fit = (
         x.ndim == 2
         and x.numel() >= LEAST
-        and all(own.dtype == torch.float32 for own in every)
+        and all(own.dtype in (torch.float32, torch.uint8) for own in every)
         and (
             all(own.is_contiguous() for own in every)
             or all(own.mT.is_contiguous() for own in every)

@@ -55,10 +55,12 @@ def takes(gradient: Tensor, parameter: Tensor, *state: Tensor | None) -> bool:
     """Return whether the kernels take a gradient, the parameter that is stepped by it, and the state of its rows.
 
     Matrices ``(m, n)`` or ``(k, m, n)`` of float32 or bfloat16 with contiguous rows, of a length that is a product of
-    two factors that tables hold, on a GPU that Triton compiles for. Of state, what is as large is one of them.
+    two factors that tables hold, on a GPU that Triton compiles for. Of state, which is no codes, what is as large is
+    one of them.
     """
-    whole = [own for own in state if own is not None and own.shape == gradient.shape]
-    if gradient.shape != parameter.shape:
+    given = [own for own in state if own is not None]
+    whole = [own for own in given if own.shape == gradient.shape]
+    if gradient.shape != parameter.shape or any(own.dtype == torch.uint8 for own in given):
         return False
     if not all(map(_is_takeable, (gradient, parameter, *whole))):
         return False

@@ -90,7 +90,7 @@ def step_rows(
         noted[number] = run(passes.steps(rows, before, bound.step, due))
     job, after = noted[number]
     if copied:
-        passes.write(rows, held, job, [RowWrite(write.lr, write.weight_decay)])
+        passes.write(rows, held, bound.step, job, [RowWrite(write.lr, write.weight_decay)])
         _copy_back(targets, own[0], write)
         new = unstacked(after._replace(**_rows_of(passes, held[0], axis)), states)
     else:
@@ -101,7 +101,7 @@ def step_rows(
             )
             for place, (target, dither) in enumerate(zip(targets, write.dithers, strict=True))
         ]  # fmt: skip
-        passes.write(rows, held, job, writes)
+        passes.write(rows, held, bound.step, job, writes)
         kept = zip(unstacked(after, light), states, strict=True)
         new = [own._replace(**passes.of_rows(state)) for own, state in kept]
     noted[number] = None, new

@@ -17,9 +17,10 @@ BITS = get_args(Bits)
 #: Numbers that share a minimum and a scale.
 BLOCK = 256
 
-# The least number of float32, scales in whose neighbourhood are few, what makes these larger, and one of a span that
-# float32 may not hold.
-_LEAST, _SMALL, _UP, _WIDE = 1.401298464324817e-45, 2.0**-118, 2.0**64, 2.0**119
+#: The least number of float32, a scale in whose neighbourhood are few, and what makes such larger.
+LEAST, SMALL, UP = 1.401298464324817e-45, 2.0**-118, 2.0**64
+#: A scale of a span that float32 may not hold.
+WIDE = 2.0**119
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,10 @@ def dequantize(quantized: Quantized, /) -> Array:
     scale, minimum = (ops.take(x, place, axis=-1) for x in (quantized.scale, quantized.minimum))
     values = xp.astype(codes, scale.dtype)
     # Of a block whose span is more than the largest number, the halves are added.
-    wide = quantized.scale > _WIDE
+    wide = quantized.scale > WIDE
     if ops.is_readable(wide) and not bool(xp.any(wide)):
         return values * scale + minimum
-    half = xp.where(scale > _WIDE, xp.full_like(scale, 0.5), xp.ones_like(scale))
+    half = xp.where(scale > WIDE, xp.full_like(scale, 0.5), xp.ones_like(scale))
     return (values * (scale * half) + minimum * half) / half
 
 
@@ -108,13 +109,13 @@ def _encoded(x: Array, bits: int, ops: Ops) -> tuple[Array, Array, Array]:
     span = maximum - minimum
     scale = span * (1 / levels)
     # Among the least numbers there are not enough between a scale and the next: it is rounded up.
-    least = 5e-324 if span.dtype == xp.float64 else _LEAST
-    small = (span > 0) & (scale < _SMALL)
+    least = 5e-324 if span.dtype == xp.float64 else LEAST
+    small = (span > 0) & (scale < SMALL)
     scale = xp.where(small, scale + least, scale)
     infinite = xp.isinf(span)
     # Powers of two, so that neither the span nor what numbers are multiplied by leaves the range of float32.
     unit = xp.where(infinite, xp.full_like(scale, 0.5), xp.ones_like(scale))
-    unit = xp.where(small, xp.full_like(scale, _UP), unit)
+    unit = xp.where(small, xp.full_like(scale, UP), unit)
     if ops.is_readable(unit) and bool(xp.all(unit == 1)):
         differences = blocks - minimum[..., None]
     else:

@@ -54,10 +54,22 @@ class RowStep(NamedTuple):
         return self._replace(**{name: x[place, ...] for name, x in given if x is not None})
 
 
+class RowCodes(NamedTuple):
+    """Numbers of rows as codes of 8 bits, ``minimum + scale * code``, as `lowrank_core.Quantized` has them."""
+
+    #: ``(..., m, r)`` uint8.
+    codes: Any
+    #: One for each block of 256 numbers, float32: of a row, ``(..., m, blocks)``, or of a column, ``(..., blocks, r)``.
+    minimum: Any
+    scale: Any
+    #: Whether blocks are of columns: rows are then the columns of the matrix that is kept.
+    by_column: bool
+
+
 class RowMoments(NamedTuple):
     """The state of rows."""
 
-    #: ``(..., m, r)``, of the columns in the order they stood in.
+    #: ``(..., m, r)``, of the columns in the order they stood in; or `RowCodes`, which plain steps do not take.
     first: Any
     #: The same; ``None`` where it is factored.
     second: Any

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from lowrank_core.ops.passes import PassedRows
-from lowrank_core.ops.rows import ROW_RESTS, RowMoments, RowStep, RowWrite
+from lowrank_core.ops.rows import ROW_RESTS, RowCodes, RowMoments, RowStep, RowWrite
 from lowrank_core.rules.dct_adamw import moment_weights, rest_scale
 from lowrank_core.rules.dct_adamw_columns import ColumnSelection, select
 from lowrank_core.rules.dct_adamw_config import DCTAdamWConfig, DCTAdamWState
@@ -33,7 +33,6 @@ def fits_rows(matrix: MatrixStep[DCTAdamWConfig]) -> bool:
         config.basis == "dct"
         and config.residual in ROW_RESTS
         and config.bias_correction == "step"
-        and config.moment_bits is None
         and config.state_dtype in (None, "float32", "bfloat16")
         and all(isinstance(x, (int, float)) for x in (*numbers, scale))
     )
@@ -105,15 +104,26 @@ def _row_step(
 
 
 def _write(
-    rows: PassedRows[Any], states: Sequence[DCTAdamWState], job: RowStep, writes: Sequence[RowWrite]
+    rows: PassedRows[Any],
+    states: Sequence[DCTAdamWState],
+    matrix: MatrixStep[DCTAdamWConfig],
+    job: RowStep,
+    writes: Sequence[RowWrite],
 ) -> None:
-    moments = [
-        RowMoments(state.first_moment, state.second_moment, state.row_energy) for state in states
-    ]
+    moments = []
+    for state in states:
+        first: Any = state.first_moment
+        scale = state.first_moment_scale
+        if scale is not None:
+            first = RowCodes(first, state.first_moment_minimum, scale, matrix.layout.axis == -2)
+        moments.append(RowMoments(first, state.second_moment, state.row_energy))
     rows.step(moments, job, writes)
 
 
 #: DCT-AdamW in passes.
 DCT_ADAMW_PASSES = RowPasses(
-    fits_rows, dct_adamw_rows, _write, ("first_moment", "second_moment", "row_energy")
+    fits_rows,
+    dct_adamw_rows,
+    _write,
+    ("first_moment", "first_moment_minimum", "first_moment_scale", "second_moment", "row_energy"),
 )

@@ -84,9 +84,11 @@ class RowPasses(NamedTuple):
     #: ``steps(rows, state, matrix, due)``: all of a step but its last pass; ``rows`` are `PassedRows`, ``due`` that
     #: of ``Rule.steps``. Returns what the last pass takes, and the state after it, its arrays of rows those of before.
     steps: Callable[[PassedRows[Any], Any, MatrixStep[Any], Any], Steps[tuple[Any, Any]]]
-    #: ``write(rows, states, job, writes)``: the last pass; ``states`` are those of the matrices, one after the other,
-    #: ``job`` what it takes, and of ``writes`` each a `RowWrite`.
-    write: Callable[[PassedRows[Any], Sequence[Any], Any, Sequence[RowWrite]], object]
+    #: ``write(rows, states, matrix, job, writes)``: the last pass; ``states`` are those of the matrices, one after the
+    #: other, ``job`` what it takes, and of ``writes`` each a `RowWrite`.
+    write: Callable[
+        [PassedRows[Any], Sequence[Any], MatrixStep[Any], Any, Sequence[RowWrite]], object
+    ]
     #: Names of the arrays of the state that have rows: the last pass writes to them.
     arrays: tuple[str, ...]
     #: Which of them is added to the gradient before it is transformed; empty for none.

@@ -71,7 +71,11 @@ def trion_rows(
 
 
 def _write(
-    rows: PassedRows[Any], _states: Sequence[TrionState], job: RowLift, writes: Sequence[RowWrite]
+    rows: PassedRows[Any],
+    _states: Sequence[TrionState],
+    _matrix: MatrixStep[TrionConfig],
+    job: RowLift,
+    writes: Sequence[RowWrite],
 ) -> None:
     rows.lift(job, writes)
 

@@ -208,6 +208,74 @@ def test_steps_of_the_optimizer(panels, torch, monkeypatch, options, shape):
             assert_close(state[name], other[name], xp=torch, dtype="float32", kind="trajectory")
 
 
+# Blocks that are whole, cut and several, of rows and of columns, and calls that end within the matrix.
+@pytest.mark.parametrize("shape", [(64, 64), (40, 1100), (1100, 40), (1, 64), (64, 1)])
+def test_steps_with_a_moment_in_codes(panels, torch, monkeypatch, shape):
+    from lowrank_backends import _numba_launch, _torch_panels
+    from lowrank_torch import DCTAdamW
+
+    monkeypatch.setattr(_numba_launch, "_CALL", 40 * 256)
+    calls, real, runs = [], panels.PanelRows.step, []
+    monkeypatch.setattr(panels.PanelRows, "step", lambda *own: calls.append(own) or real(*own))
+    side = "right" if shape[1] % 8 == 0 else "left"
+    for least in (0, 2**40):
+        monkeypatch.setattr(_torch_panels, "LEAST", least)
+        parameter = torch.nn.Parameter(float32(*shape))
+        own = DCTAdamW([parameter], lr=0.02, rank=5, side=side, preset="tiny")
+        for step in range(4):
+            parameter.grad = float32(*shape, seed=step + 1)
+            own.step()
+        runs.append((parameter.detach(), own.state[parameter]))
+    assert len(calls) == 4
+    (ours, state), (theirs, other) = runs
+    # Where a number lies at a half to rounding, its code is the next.
+    off = (state["first_moment"].int() - other["first_moment"].int()).abs()
+    assert off.max() <= 1
+    assert off.float().mean() < 1e-2
+    for name in ("first_moment_minimum", "first_moment_scale", "row_energy", "energy"):
+        assert_close(state[name], other[name], xp=torch, dtype="float32", kind="trajectory")
+    assert (ours - theirs).abs().max() < 0.02 / 255
+
+
+@pytest.mark.parametrize("across", [False, True])
+@pytest.mark.parametrize("size", [1, 255, 256, 600])
+def test_codes_are_those_of_quantize(panels, torch, size, across):
+    from lowrank_backends import _numba_codes
+
+    import lowrank_core as lc
+
+    x = normal(12, size).astype(np.float32)
+    x[1], x[2, ::2], x[3], x[4] = 0.3, 1e-42, 3e38 * np.sign(x[3]), x[4] * 1e-41
+    if size > 4:
+        x[5, 3], x[6, 3], x[7, 2:4] = np.nan, np.inf, -np.inf
+    with np.errstate(all="ignore"):
+        wanted = lc.quantize(x, 8)
+        exact = lc.dequantize(wanted)
+    if across:
+        # A part of lines that begins at a block, or none.
+        start, stop = (256 if size > 256 else 0), size
+    else:
+        start, stop = 2, 11
+    lines = slice(None) if across else slice(start, stop)
+    own = slice(start, stop) if across else slice(None)
+    codes, minimum, scale = (
+        np.zeros_like(array) for array in (wanted.codes, wanted.minimum, wanted.scale)
+    )
+    given = np.ascontiguousarray(x[lines, own])
+    _numba_codes.encode(given, codes, minimum, scale, start, stop, across)
+    np.testing.assert_array_equal(codes[lines, own], wanted.codes[lines, own])
+    blocks = slice(start // 256, None) if across else slice(None)
+    finite = (np.isfinite(wanted.minimum) & np.isfinite(wanted.scale))[lines, blocks]
+    for found, given in ((minimum, wanted.minimum), (scale, wanted.scale)):
+        np.testing.assert_array_equal(found[lines, blocks][finite], given[lines, blocks][finite])
+    # What is not finite has no code, and its block tells of it.
+    told = np.isfinite(minimum) & np.isfinite(scale)
+    assert not told[lines, blocks][~finite].any()
+    back = _numba_codes.decoded(codes, minimum, scale, start, stop, across)
+    told = np.repeat(finite, 256, axis=1)[:, : back.shape[1]]
+    np.testing.assert_array_equal(back[told], exact[lines, own][told])
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -93,7 +93,6 @@ def test_two_passes_are_the_step(xp, options, side, shape):
         {"residual": "error_feedback"},
         {"bias_correction": "column"},
         {"state_dtype": "float16"},
-        {"moment_bits": 8, **FACTORED},
     ],
     ids=str,
 )

@@ -295,6 +295,7 @@ FAST: dict[str, Callable[[], dict[str, float]]] = {
     "rows 96 discard, bfloat16": partial(rows, 96, "discard", kinds=(BF16, BF16, WIDE[2])),
     "optimizer, the default on a stack": partial(optimizer, {"preset": "factored"}, count=2),
     "optimizer, the plain rule on a stack": partial(optimizer, {}, count=2),
+    "optimizer, a moment in codes, which no kernel takes": partial(optimizer, {"preset": "tiny"}),
     "optimizer, capturable": partial(
         optimizer, {"residual": "discard", "refresh_every": 2, "capturable": True}
     ),
