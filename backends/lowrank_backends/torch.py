@@ -41,7 +41,7 @@ _LARGE = 2**14
 
 def _is_plain(x: Tensor) -> bool:
     """Return whether NumPy can work on the memory of ``x``: it has one, on the CPU, and nobody records what is done."""
-    return _BY_BLOCKS and _is_memory(x) and not _is_recorded()
+    return _BY_BLOCKS and not _is_recorded() and _is_memory(x)
 
 
 def _is_memory(x: Tensor) -> bool:

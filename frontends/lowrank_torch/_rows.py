@@ -39,15 +39,27 @@ class Members(NamedTuple):
         )
 
 
-def kernels_for(stack: Stack, members: Members, ops: Ops) -> Any:
-    """Return the kernels that step these matrices, laid out as rows, of a stack that may be stepped so, or ``None``."""
+class Rows(NamedTuple):
+    """Members laid out as rows, what the rule asks of them, and the kernels that do it."""
+
+    members: Members
+    passes: Any
+    kernels: Any
+
+
+def rows_of(stack: Stack, bound: BoundMatrices, members: Members, ops: Ops) -> Rows | None:
+    """Return the rows of matrices, of a stack that may be stepped so, if there are kernels for them."""
     passes: Any = stack.rule.passes
+    if torch.compiler.is_compiling() or not passes.fits(bound.step):
+        return None
     if any(member.projected is not None for member in stack.members):
         return None
     if type(members.states[0].step) is not int and _draws(passes, members, stack):
         return None
-    rows = [passes.of_rows(state).values() for state in members.states]
-    return ops.row_kernels(members.gradients, members.targets, rows)
+    own = members.as_rows(passes, bound.step.layout.axis)
+    states = [passes.of_rows(state).values() for state in own.states]
+    kernels = ops.row_kernels(own.gradients, own.targets, states)
+    return None if kernels is None else Rows(own, passes, kernels)
 
 
 def _draws(passes: Any, members: Members, stack: Stack) -> bool:
@@ -58,25 +70,19 @@ def _draws(passes: Any, members: Members, stack: Stack) -> bool:
 
 
 def step_rows(
-    kernels: Any,
-    passes: Any,
-    bound: BoundMatrices,
-    states: Sequence[Any],
-    members: Members,
-    due: Any,
-    write: Write,
+    rows: Rows, bound: BoundMatrices, states: Sequence[Any], due: Any, write: Write
 ) -> list[Any]:
-    """Step matrices; return their new ``states``; ``members`` are the same laid out as rows.
+    """Step matrices by passes over their ``rows``; return their new ``states``.
 
-    ``kernels`` pass over their rows, as ``passes``, the rule's, ask. Columns are chosen for all members at once. Small
-    members are stepped as one stack, a copy, where there are kernels for stacks, in as many launches as one. The last
-    pass over the rows of others is done in place, and notes what it has written. A step that is interrupted and done
-    again passes that over, and takes what the last pass needs as it was.
+    Columns are chosen for all members at once. Small members are stepped as one stack, a copy, where there are kernels
+    for stacks, in as many launches as one. The last pass over the rows of others is done in place, and notes what it
+    has written. A step that is interrupted and done again passes that over, and takes what the last pass needs as it
+    was.
     """
     noted, number, axis = write.done.passes, bound.number, bound.step.layout.axis
     if number in noted and noted[number][0] is None:
         return noted[number][1]
-    targets, gradients, held = members
+    (targets, gradients, held), passes, kernels = rows
     light = [state._replace(**dict.fromkeys(passes.arrays)) for state in states]
     own: Sequence[Tensor] = targets
     copied = _is_better_copied(targets, write)
@@ -84,13 +90,13 @@ def step_rows(
         gradients, held = [torch.stack(list(gradients))], [stacked(held, ())]
         own = [torch.stack([*targets])]
     added = [passes.of_rows(state).get(passes.added) for state in held]
-    rows = kernels(gradients, own, added, write.ops)
+    passed = kernels(gradients, own, added, write.ops)
     if number not in noted:
         before = stacked(light, bound.step.layout.batch)
-        noted[number] = run(passes.steps(rows, before, bound.step, due))
+        noted[number] = run(passes.steps(passed, before, bound.step, due))
     job, after = noted[number]
     if copied:
-        passes.write(rows, held, bound.step, job, [RowWrite(write.lr, write.weight_decay)])
+        passes.write(passed, held, bound.step, job, [RowWrite(write.lr, write.weight_decay)])
         _copy_back(targets, own[0], write)
         new = unstacked(after._replace(**_rows_of(passes, held[0], axis)), states)
     else:
@@ -101,7 +107,7 @@ def step_rows(
             )
             for place, (target, dither) in enumerate(zip(targets, write.dithers, strict=True))
         ]  # fmt: skip
-        passes.write(rows, held, bound.step, job, writes)
+        passes.write(passed, held, bound.step, job, writes)
         kept = zip(unstacked(after, light), states, strict=True)
         new = [own._replace(**passes.of_rows(state)) for own, state in kept]
     noted[number] = None, new

@@ -21,7 +21,7 @@ from lowrank_torch._matrices import as_matrices, from_matrices, matrix_views
 from lowrank_torch._parts import parts_of, rows_per_part, step_part, step_parts
 from lowrank_torch._plan import BoundMatrices, Plan
 from lowrank_torch._redistribute import redistribution
-from lowrank_torch._rows import Members, kernels_for, step_rows
+from lowrank_torch._rows import Members, rows_of, step_rows
 from lowrank_torch._sharding import local_gradient, local_of
 from lowrank_torch._stack import Stack
 from lowrank_torch._state import entries_of, stacked, state_of, unstacked
@@ -115,11 +115,9 @@ def _step_matrices(
     matrix, rule, ops = bound.step, stack.rule, write.ops
     states = [state_of(member.state, bound, rule) for member in stack.members]
     due = _due(stack, bound, states)
-    passes: Any = rule.passes
-    if stack.by_rows and not torch.compiler.is_compiling() and passes.fits(matrix):
-        members = Members(targets, gradients, states).as_rows(passes, matrix.layout.axis)
-        if (kernels := kernels_for(stack, members, ops)) is not None:
-            return step_rows(kernels, passes, bound, states, members, due, write)
+    members = Members(targets, gradients, states)
+    if stack.by_rows and (rows := rows_of(stack, bound, members, ops)) is not None:
+        return step_rows(rows, bound, states, due, write)
     gradient = together(gradients)
     if (length := rows_per_part(stack, matrix, ops)) < matrix.layout.rows:
         parts = parts_of(targets[0], gradient, states[0], matrix, length)

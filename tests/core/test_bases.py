@@ -194,6 +194,7 @@ def test_an_unknown_name_is_refused_with_a_list(name):
         assert repr(name) in str(caught.value)
 
 
+@pytest.mark.slow
 def test_jax_builds_every_basis_without_64_bit_numbers(jnp):
     # Tests run with 64 bits; users, as a rule, without. Warnings are errors here too.
     script = """

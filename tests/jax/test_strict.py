@@ -30,6 +30,7 @@ def sized(rows, columns):
     return tree(shapes={"layer": {"kernel": (rows, columns), "bias": (columns,)}})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=VARIANT_IDS)
 def test_implicit_rank_promotion_may_be_refused(name, options):
     params = tree()

@@ -45,7 +45,18 @@ def code_of(name):
     return [block.source for block in snippets.blocks_of(text_of(name)) if block.runs]
 
 
-@pytest.mark.parametrize("name", [name for name in PAGES if code_of(name)])
+# What a newcomer copies first; the code of all other pages takes minutes.
+FIRST = ("README.md", "install.md", "quickstart-pytorch.md", "quickstart-jax.md", "core.md")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in FIRST else pytest.mark.slow)
+        for name in PAGES
+        if code_of(name)
+    ],
+)
 def test_code_of_page_runs_and_prints_what_it_says(name):
     for block, printed in snippets.printed_by(name, text_of(name)):
         assert printed == block.source, f"{name}, line {block.line}: run docs/snippets.py"

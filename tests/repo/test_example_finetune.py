@@ -90,6 +90,7 @@ def test_compares_accuracy_state_and_time(example, runs):
         assert run["seconds"] > 0
 
 
+@pytest.mark.slow
 def test_words_are_low_rank_or_frozen_where_that_is_said(runs):
     dct, too, frozen = (runs[f"DCT-AdamW{more}"] for more in ("", ", words too", ", words frozen"))
     words = dct["trained_numbers"] - frozen["trained_numbers"]

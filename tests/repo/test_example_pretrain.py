@@ -512,6 +512,7 @@ def test_single_file_gives_up_its_end(example: ModuleType, tmp_path: Path) -> No
     assert corpus.training.tobytes() + corpus.held_out.tobytes() == file.read_bytes()
 
 
+@pytest.mark.slow
 def test_default_text_is_the_standard_library(example: ModuleType) -> None:
     text_module = importlib.import_module("_text")
     corpus = text_module.load()

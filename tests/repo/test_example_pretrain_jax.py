@@ -121,7 +121,9 @@ def assert_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
         np.testing.assert_array_equal(found["training"][place], array)
 
 
-@pytest.mark.parametrize(("optimizer", "step"), [("dct-adamw", 3), ("trion", 5)])
+@pytest.mark.parametrize(
+    ("optimizer", "step"), [pytest.param("dct-adamw", 3, marks=pytest.mark.slow), ("trion", 5)]
+)
 def test_interrupted_run_goes_on_exactly(
     example: ModuleType,
     tmp_path: Path,

@@ -47,6 +47,7 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_every_method_trains_and_is_run_once(study, tmp_path, capsys):
     out = tmp_path / "study.jsonl"
     methods = [method for method in study.METHODS if method not in PACKAGES]

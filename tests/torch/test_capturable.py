@@ -550,7 +550,9 @@ def test_presets_can_be_captured():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"residual": "error_feedback", "refresh_every": 3}], ids=str
+    "options",
+    [{}, pytest.param({"residual": "error_feedback", "refresh_every": 3}, marks=pytest.mark.slow)],
+    ids=str,
 )
 def test_a_large_matrix_is_stepped_in_parts_alike(options):
     """Parts of one are written in place as it is; all else of its state is too."""

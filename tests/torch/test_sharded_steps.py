@@ -1,5 +1,7 @@
 """Steps on matrices that are spread over processes: the same columns and the same parameters as on one process."""
 
+from functools import cache
+
 import pytest
 import torch
 from sharded_scenarios import LAYOUTS
@@ -7,22 +9,27 @@ from sharded_torch import NAMES, POLICIES, build, launch, trajectory
 
 pytestmark = pytest.mark.usefixtures("torch")
 
-BY_WORLD = {2: ["columns", "replicated"], 4: [*LAYOUTS, "replicated"]}
-CASES = [(world, layout) for world, layouts in BY_WORLD.items() for layout in layouts]
+# Launched together, by the number of processes; those that follow take longest.
+QUICK = {2: ("columns", "replicated"), 4: ("rows", "rows and columns")}
+SLOW = {4: tuple(layout for layout in (*LAYOUTS, "replicated") if layout not in QUICK[4])}
+CASES = [
+    pytest.param(world, layouts, layout, marks=marks, id=f"{world}-{layout}")
+    for launches, marks in ((QUICK, ()), (SLOW, pytest.mark.slow))
+    for world, layouts in launches.items()
+    for layout in layouts
+]
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """What every process of two and of four came to."""
-    return {
-        world: launch(
-            "sharded_scenarios:trajectories",
-            world,
-            tmp_path_factory.mktemp(f"{world}"),
-            layouts=layouts,
-        )
-        for world, layouts in BY_WORLD.items()
-    }
+    """What every process came to, of each launch."""
+
+    @cache
+    def of(world, layouts):
+        folder = tmp_path_factory.mktemp(f"{world}")
+        return launch("sharded_scenarios:trajectories", world, folder, layouts=layouts)
+
+    return of
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +45,11 @@ def single():
 @pytest.mark.parametrize(
     ("kind", "policy"), [*NAMES, *((kind, "adamw") for kind in POLICIES)], ids=str
 )
-@pytest.mark.parametrize(("world", "layout"), CASES)
-def test_trajectory_is_that_of_one_process(world, layout, kind, policy, runs, single):
+@pytest.mark.parametrize(("world", "layouts", "layout"), CASES)
+def test_trajectory_is_that_of_one_process(world, layouts, layout, kind, policy, runs, single):
     group = [*POLICIES[kind], "adamw"].index(policy)
     columns, after = single[LAYOUTS[layout][2] if layout in LAYOUTS else "auto", kind]
-    for process in runs[world]:
+    for process in runs(world, layouts):
         found_columns, found = process[layout, kind]
         for one, other in zip(found_columns, columns, strict=True):
             assert all(a is b or torch.equal(a, b) for a, b in zip(one, other, strict=True))

@@ -53,8 +53,16 @@ def trained(trl, optimizer, how, folder, **resume):
     return trainer
 
 
-@pytest.mark.parametrize("how", [by_factory, by_model], ids=["factory", "for_model"])
-@pytest.mark.parametrize("optimizer", [DCTAdamW, Trion])
+@pytest.mark.parametrize(
+    ("optimizer", "how"),
+    [
+        (DCTAdamW, by_factory),
+        (Trion, by_model),
+        pytest.param(DCTAdamW, by_model, marks=pytest.mark.slow),
+        pytest.param(Trion, by_factory, marks=pytest.mark.slow),
+    ],
+    ids=["DCTAdamW-factory", "Trion-for_model", "DCTAdamW-for_model", "Trion-factory"],
+)
 def test_trl_accumulates_clips_and_resumes_to_the_same_bits(optimizer, how, tmp_path):
     import_torchvision()
     trl = pytest.importorskip("trl")
