@@ -78,6 +78,12 @@ def _dct_adamw(**options: Any) -> Build:
     )
 
 
+def _default(**options: Any) -> Build:
+    return lambda parameters, rank: lowrank_torch.DCTAdamW(
+        parameters, lr=RATE, rank=rank, **options
+    )
+
+
 def _trion(parameters: list[Parameter], rank: int) -> Optimizer:
     return lowrank_torch.Trion(parameters, lr=RATE, rank=rank)
 
@@ -152,10 +158,18 @@ _SOAP_PERIOD = 10
 
 ADAMW, DCT_ADAMW, TRION, MUON = "AdamW (fused)", "DCT-AdamW", "Trion", "Muon (torch.optim)"
 SIGN = "DCT-AdamW, sign of the residual (preset=None)"
+DEFAULT = "DCT-AdamW, the default"
 POWER, PAPER, GALORE = "QR every step", "DCT-AdamW, the paper's code", "GaLore (galore-torch)"
 
 _ALL = (
     Peer(ADAMW, _adamw),
+    Peer(
+        DEFAULT,
+        _default(refresh_every=SELDOM),
+        period=10,
+        build_refreshing=_default(refresh_every=1),
+    ),
+    Peer('DCT-AdamW, a first moment in 8 bits (preset="tiny")', _default(preset="tiny")),
     Peer(DCT_ADAMW, _dct_adamw()),
     Peer(SIGN, _dct_adamw(residual="sign")),
     Peer(

@@ -29,7 +29,9 @@ _ROWS = 64
 OPTIONS: dict[str, dict[str, Any]] = {
     "residual dropped": {"residual": "discard"},
     "sign of the residual": {"residual": "sign"},
-    "bounded, factored": {"residual": "bounded", "second_moment": "factored"},
+    "the default": {"preset": "factored"},
+    "the default, columns every step": {"preset": "factored", "refresh_every": 1},
+    "a first moment in 8 bits": {"preset": "tiny"},
     "dropped, columns every 50 steps": {"residual": "discard", "refresh_every": 50},
     "dropped, rank 512": {"residual": "discard", "rank": 512},
     "dropped, rank 32": {"residual": "discard", "rank": 32},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from _peers import ADAMW, DCT_ADAMW, GALORE, MUON, PAPER, POWER, SIGN, TRION
+from _peers import ADAMW, DCT_ADAMW, DEFAULT, GALORE, MUON, PAPER, POWER, SIGN, TRION
 from _race import Effort
 from _steps import STEP_COLUMNS, StepRace
 from _tables import Column, Findings, Table, Target
@@ -15,7 +15,7 @@ Cases = Sequence[tuple[int, tuple[int, ...], float]]
 #: Side, ranks, and the share of the time.
 CASES: Cases = ((1024, (256,), 0.06), (2048, (128, 256, 512), 0.1), (4096, (128, 512, 1024), 0.16))
 QUICK_CASES: Cases = ((32, (8,), 0.3), (48, (12,), 0.3))
-NAMES = (DCT_ADAMW, SIGN, POWER, PAPER, f"{PAPER}, product", GALORE, TRION, MUON)
+NAMES = (DEFAULT, DCT_ADAMW, SIGN, POWER, PAPER, f"{PAPER}, product", GALORE, TRION, MUON)
 # (over what, limit by side; the sides not named have no target)
 LIMITS = {
     ADAMW: {2048: 4.0, 4096: 4.0},

@@ -111,12 +111,12 @@ def child(
 
 def run(effort: Effort, *, quick: bool) -> Findings:
     """Measure every optimizer, each in a process of its own."""
-    from _peers import ADAMW, DCT_ADAMW, GALORE, MUON, PAPER, SIGN, TRION
+    from _peers import ADAMW, DCT_ADAMW, DEFAULT, GALORE, MUON, PAPER, SIGN, TRION
 
     if not sys.platform.startswith("linux"):
         raise RuntimeError("peak memory is read from /proc, which this system does not have")
     shapes, rank = (QUICK_SHAPES, QUICK_RANK) if quick else (SHAPES, RANK)
-    names = [ADAMW, DCT_ADAMW, SIGN, *OPTIONS, TRION, PAPER, GALORE, MUON]
+    names = [ADAMW, DEFAULT, DCT_ADAMW, SIGN, *OPTIONS, TRION, PAPER, GALORE, MUON]
     if quick:
         names = [ADAMW, DCT_ADAMW, GALORE]
     listed = ", ".join(f"{rows} x {columns}" for rows, columns in shapes)
@@ -143,7 +143,7 @@ def run(effort: Effort, *, quick: bool) -> Findings:
         state, extra, largest = (float(found[key]) for key in ("state", "extra", "largest"))
         held = float(child(name, shapes, rank, **RETURNING)["extra"])
         table.add(name, state, extra, extra / largest, held / largest, "")
-        if name in (DCT_ADAMW, SIGN, TRION):
+        if name in (DEFAULT, DCT_ADAMW, SIGN, TRION):
             what = f"{name}: extra memory of a step over the largest matrix"
             targets.append(Target(what, EXTRA, extra / largest))
             targets.append(Target(f"{what}, held", EXTRA, held / largest))

@@ -1,68 +1,66 @@
-"""Many small matrices: one by one, as one stacked parameter, and stacked by the optimizer itself (`foreach`)."""
+"""Many small matrices: what a step costs for each, stacked by the optimizer (`foreach`), one by one and beside AdamW."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import lowrank_torch
-import torch
-from _peers import ADAMW, DCT_ADAMW, MUON, PEERS, RATE, TRION
+from _peers import RATE
 from _race import Contender, Effort, race
-from _steps import Matrices, contender
+from _steps import Matrices
 from _tables import Column, Findings, Table, Target
-from torch.nn import Parameter
+from torch.optim import AdamW, Optimizer
 
-SPEED_UP = 2.0
-
-
-def stacked(count: int, side: int) -> Parameter:
-    """Return all matrices as one parameter, with its gradient."""
-    generator = torch.Generator().manual_seed(0)
-    parameter = Parameter(torch.randn(count, side, side, generator=generator))
-    parameter.grad = torch.randn(count, side, side, generator=generator)
-    return parameter
+#: Times PyTorch's AdamW by lists of tensors.
+ALLOWED = 2.0
+FOREACH, FUSED = "AdamW, `foreach=True`", "AdamW, `fused=True`"
+DEFAULT = "DCT-AdamW, the default"
+DCT_ADAMW: Callable[..., Optimizer] = lowrank_torch.DCTAdamW
+BUILDS: dict[str, Callable[..., Optimizer]] = {
+    FOREACH: partial(AdamW, foreach=True),
+    FUSED: partial(AdamW, fused=True),
+    DEFAULT: partial(DCT_ADAMW, rank=0.25),
+    f"{DEFAULT}, `foreach=False`": partial(DCT_ADAMW, rank=0.25, foreach=False),
+    "DCT-AdamW, residual dropped": partial(DCT_ADAMW, rank=0.25, preset=None, residual="discard"),
+    "Trion": partial(lowrank_torch.Trion, rank=0.25),
+}
+#: How many, and of what shape.
+STACKS = ((16, (64, 256)), (64, (64, 256)), (256, (64, 256)), (200, (256, 256)))
 
 
 def run(effort: Effort, *, quick: bool) -> Findings:
-    """Time a step on all of them."""
-    count, side, rank = (6, 16, 4) if quick else (200, 256, 64)
-    matrices = Matrices([(side, side)] * count)
-    contenders = [contender(PEERS[ADAMW], matrices, rank)[0]]
-    families = {DCT_ADAMW: lowrank_torch.DCTAdamW, TRION: lowrank_torch.Trion}
-    for name, family in families.items():
-        for foreach in (False, True):
-            label = f"{name}, `foreach={foreach}`"
-            options = {"foreach": foreach}
-            optimizer = family(matrices.parameters, lr=RATE, rank=rank, **options)
-            contenders.append(Contender(label, optimizer.step, before=matrices.restore))
-        whole = family([stacked(count, side)], lr=RATE, rank=rank, batch_dims=1)
-        contenders.append(Contender(f"{name}, one parameter with `batch_dims=1`", whole.step))
-    contenders.append(contender(PEERS[MUON], matrices, rank)[0])
-    times = race(contenders, effort)
-    table = Table(
-        "stack",
-        f"One step on {count} matrices of {side} x {side}, rank {rank}",
-        (
-            Column("optimizer"),
-            Column("ms", "ms"),
-            Column("over AdamW", "x"),
-            Column("one by one over it", "x"),
-            Column("remark"),
-        ),
-    )
-    for each in contenders:
-        own = times[each.name]
-        alone = next(
+    """Time a step on all of each stack."""
+    found = Findings()
+    for count, shape in [(6, (16, 16))] if quick else STACKS:
+        matrices = Matrices([shape] * count)
+        own: dict[str, Any] = {
+            name: build(matrices.parameters, lr=RATE) for name, build in BUILDS.items()
+        }
+        contenders = [
+            Contender(name, optimizer.step, before=matrices.restore)
+            for name, optimizer in own.items()
+        ]
+        times = race(contenders, effort.share(1 / len(STACKS)))
+        what = f"{count} of {shape[0]} x {shape[1]}"
+        table = Table(
+            f"stack-{count}-{shape[0]}",
+            f"One step on {what}, rank 1/4",
             (
-                times[f"{name}, `foreach=False`"]
-                for name in families
-                if each.name.startswith(f"{name},")
+                Column("optimizer"),
+                Column("ms", "ms"),
+                Column("microseconds a matrix"),
+                Column("over AdamW, `foreach=True`", "x"),
+                Column("over AdamW, `fused=True`", "x"),
+                Column("remark"),
             ),
-            None,
         )
-        gain = None if alone is None else alone.ratio(own)
-        table.add(each.name, own.seconds(), own.ratio(times[ADAMW]), gain, own.remark())
-    targets = []
-    for name in families:
-        label, alone = f"{name}, `foreach=True`", times[f"{name}, `foreach=False`"]
-        what = f"{name}: one by one over stacked, {count} of {side} x {side}"
-        targets.append(Target(what, SPEED_UP, alone.ratio(times[label]), at_least=True))
-    return Findings([table], targets)
+        for name, taken in times.items():
+            each = f"{1e6 * taken.seconds() / count:.0f}"
+            ratios = taken.ratio(times[FOREACH]), taken.ratio(times[FUSED])
+            table.add(name, taken.seconds(), each, *ratios, taken.remark())
+        found.tables.append(table)
+        ratio = times[DEFAULT].ratio(times[FOREACH])
+        found.targets.append(Target(f"{DEFAULT} over AdamW by lists, {what}", ALLOWED, ratio))
+    return found

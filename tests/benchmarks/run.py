@@ -48,7 +48,7 @@ PARTS = {
     "startup": ("imports and first steps", 0.02),
 }
 PACKAGES = (
-    "lowrank-core", "torch", "jax", "optax", "numpy", "scipy",
+    "lowrank-core", "torch", "jax", "optax", "numpy", "scipy", "numba",
     "galore-torch", "apollo-torch", "pytorch-optimizer", "ista-daslab-optimizers",
 )  # fmt: skip
 

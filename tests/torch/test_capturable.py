@@ -297,7 +297,7 @@ def test_no_step_reads_a_number_from_the_first_on(kind, options, every):
         stepped(optimizer)
 
 
-@pytest.mark.parametrize("numbers", [False, True])
+@pytest.mark.parametrize("numbers", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize(("kind", "options", "every"), ROWS)
 def test_all_is_done_where_the_parameters_are(kind, options, every, numbers):
     """On a device that has no numbers at all none can be read, and what is made on the host is seen."""
