@@ -30,7 +30,8 @@ def conditions(about: Mapping[str, Any]) -> str:
     versions = about["versions"]
     return (
         f"*{about['processor']}, {about['threads']} threads on {about['cores']} cores, PyTorch {versions['torch']}, "
-        f"JAX {versions['jax']}, NumPy {versions['numpy']}, Numba {versions['numba']}; load {about['load']:g} at the end; `{about['command']}`*"
+        f"JAX {versions['jax']}, NumPy {versions['numpy']}, Numba {versions['numba']}; "
+        f"load {about['load']:g} at the end; `{about['command']}`*"
     )
 
 

@@ -1,4 +1,4 @@
-"""Many small matrices: what a step costs for each, stacked by the optimizer (`foreach`), one by one and beside AdamW."""
+"""Many small matrices: what a step costs for each, beside AdamW's; stacked by the optimizer, and one by one."""
 
 from __future__ import annotations
 
