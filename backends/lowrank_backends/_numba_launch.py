@@ -23,6 +23,9 @@ __all__ = ["PanelRows", "dct", "factors", "idct"]
 
 # Numbers in the rows of one call: enough that it costs nothing beside them, few enough that threads have their share.
 _CALL = 2**19
+# Numbers of all matrices from which threads share them: fewer are stepped before these have met. Found with 16 to 64
+# matrices of 64 x 256.
+_SHARED = 2**19
 # Numbers of coefficients that are kept from one pass to the next: 8 MB, which a processor's last cache holds. 2**20 to
 # 2**22 were tried with the matrices of Llama models.
 _KEPT = 2**21
@@ -128,7 +131,7 @@ class PanelRows(PassedRows[Tensor]):
                 how = (own.start, own.stop, across, entries, norm == "l1")
                 _numba_rows.dct_sums(*given, out, *how)
 
-        for_each(work, list(np.ndindex(count, len(ranges))))
+        self._share(work, len(ranges))
         sums = torch.from_numpy(parts.sum(2))
         return sums[:, 0] if count == 1 else sums
 
@@ -195,7 +198,16 @@ class PanelRows(PassedRows[Tensor]):
             given = (*arrays[matrix], own.start, own.stop, across, *asked[matrix])
             writes[matrix].once(own.start, partial(kernel, *given))
 
-        for_each(work, list(np.ndindex(len(writes), len(ranges))))
+        self._share(work, len(ranges))
+
+    def _share(self, work: Callable[[tuple[int, int]], None], ranges: int) -> None:
+        """Do work for so many ranges of the rows of each matrix, each by a thread where it is worth their meeting."""
+        items = list(np.ndindex(len(self.gradients), ranges))
+        if len(self.gradients) * self.gradients[0].numel() >= _SHARED:
+            for_each(work, items)
+            return
+        for item in items:
+            work(item)
 
     def _held(self) -> Any:
         """Return for each matrix the panels that were kept of it; none where they were not."""

@@ -208,6 +208,32 @@ def test_steps_of_the_optimizer(panels, torch, monkeypatch, options, shape):
             assert_close(state[name], other[name], xp=torch, dtype="float32", kind="trajectory")
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("kind", ["DCTAdamW", "tiny", "Trion"])
+def test_coefficients_that_are_kept_are_those_made_anew(panels, torch, monkeypatch, kind, side):
+    """And matrices that are stepped together are as they are one by one, to the bit."""
+    import lowrank_torch
+    from lowrank_backends import _numba_launch, _torch_panels
+
+    monkeypatch.setattr(_torch_panels, "LEAST", 0)
+    build = lowrank_torch.Trion if kind == "Trion" else lowrank_torch.DCTAdamW
+    options = {"preset": "tiny"} if kind == "tiny" else {}
+    calls, real, runs = [], panels.PanelRows.sums, []
+    monkeypatch.setattr(panels.PanelRows, "sums", lambda *own: calls.append(own) or real(*own))
+    for kept, foreach in ((2**21, True), (0, True), (2**21, False)):
+        monkeypatch.setattr(_numba_launch, "_KEPT", kept)
+        parameters = [torch.nn.Parameter(float32(40, 72, seed=seed)) for seed in range(3)]
+        own = build(parameters, lr=0.02, rank=9, side=side, foreach=foreach, **options)
+        for step in range(3):
+            for place, parameter in enumerate(parameters):
+                parameter.grad = float32(40, 72, seed=10 * step + place)
+            own.step()
+        runs.append([p.detach() for p in parameters])
+    assert len(calls) == 3 + 3 + 9
+    for other in runs[1:]:
+        assert all(map(torch.equal, runs[0], other))
+
+
 # Blocks that are whole, cut and several, of rows and of columns, and calls that end within the matrix.
 @pytest.mark.parametrize("shape", [(64, 64), (40, 1100), (1100, 40), (1, 64), (64, 1)])
 def test_steps_with_a_moment_in_codes(panels, torch, monkeypatch, shape):

@@ -27,7 +27,8 @@ MARKED = re.compile(
 
 def conditions(about: Mapping[str, Any]) -> str:
     """Return one line on what the numbers of a part depend on."""
-    versions = about["versions"]
+    # A part that was measured before Numba was asked for did not have it.
+    versions = {"numba": "not installed", **about["versions"]}
     return (
         f"*{about['processor']}, {about['threads']} threads on {about['cores']} cores, PyTorch {versions['torch']}, "
         f"JAX {versions['jax']}, NumPy {versions['numpy']}, Numba {versions['numba']}; "

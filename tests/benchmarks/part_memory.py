@@ -30,7 +30,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "DCT-AdamW, error feedback": {"residual": "error_feedback"},
     "DCT-AdamW, error feedback in 8 bits": {"residual": "error_feedback", "feedback_bits": 8},
     "DCT-AdamW, normalised residual": {"residual": "normalized"},
-    "DCT-AdamW, its default preset": {"preset": "factored"},
 }
 #: Lets the GNU C library keep no freed memory, which otherwise counts as if it were in use.
 RETURNING = {"MALLOC_TRIM_THRESHOLD_": "131072"}
