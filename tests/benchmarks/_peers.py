@@ -169,7 +169,7 @@ _ALL = (
         period=10,
         build_refreshing=_default(refresh_every=1),
     ),
-    Peer('DCT-AdamW, a first moment in 8 bits (preset="tiny")', _default(preset="tiny")),
+    Peer("DCT-AdamW, 8 bits (tiny)", _default(preset="tiny")),
     Peer(DCT_ADAMW, _dct_adamw()),
     Peer(SIGN, _dct_adamw(residual="sign")),
     Peer(
