@@ -80,11 +80,35 @@ class LaunchedRows(PassedRows[Tensor]):
 
     def dct_sums(self, x: Tensor, norms: Sequence[str], plus: Tensor | None) -> Tensor:
         """Return the sums ``(norms, k, n)``, float32."""
-        return _dct_sums(x, norms, plus)
+        stack, cut, split = _stack(x), _cut(x), splits(x, plus)
+        more = stack if plus is None else _stack(plus)
+        grid, each = _grid(stack, cut)
+        held = tables(cut, split, x.device)
+        sums = []
+        for norm in norms:
+            part = torch.empty(grid[1], grid[0], cut.n, dtype=torch.float32, device=x.device)
+            sums_kernel[grid](
+                stack, more, part, *held, stack.shape[1], each, *_strides(stack), *_strides(more), 0,
+                ABSOLUTE=norm == "l1", ADDED=plus is not None, **_constants(cut, split),
+            )  # fmt: skip
+            sums.append(part.sum(1))
+        return torch.stack(sums).view(len(sums), *x.shape[:-2], cut.n)
 
     def dct_columns(self, x: Tensor, indices: Tensor, plus: Tensor | None) -> Tensor:
         """Return the columns, float32."""
-        return _dct_columns(x, indices, plus)
+        stack, cut, split = _stack(x), _cut(x), splits(x, plus)
+        more = stack if plus is None else _stack(plus)
+        grid, each = _grid(stack, cut)
+        rank = indices.shape[-1]
+        slot = slots_of(cut, x.device)[indices.reshape(-1).long()].to(torch.int32)
+        made = partial(torch.empty, dtype=torch.float32, device=x.device)
+        out, scratch = made(*x.shape[:-1], rank), made(grid[0] * grid[1] * cut.slots)
+        columns_kernel[grid](
+            stack, more, out, scratch, slot, *tables(cut, split, x.device), stack.shape[1], each,
+            *_strides(stack), *_strides(more), rank, 0,
+            PR=padded(rank), ADDED=plus is not None, **_constants(cut, split),
+        )  # fmt: skip
+        return out
 
     def step_rows(
         self,
@@ -106,41 +130,9 @@ class LaunchedRows(PassedRows[Tensor]):
         return parameter, momentum
 
 
-def _dct_sums(x: Tensor, norms: Sequence[str], plus: Tensor | None) -> Tensor:
-    stack, cut, split = _stack(x), _cut(x), splits(x, plus)
-    more = stack if plus is None else _stack(plus)
-    grid, each = _grid(stack, cut)
-    held = tables(cut, split, x.device)
-    sums = []
-    for norm in norms:
-        part = torch.empty(grid[1], grid[0], cut.n, dtype=torch.float32, device=x.device)
-        sums_kernel[grid](
-            stack, more, part, *held, stack.shape[1], each, *_strides(stack), *_strides(more), 0,
-            ABSOLUTE=norm == "l1", ADDED=plus is not None, **_constants(cut, split),
-        )  # fmt: skip
-        sums.append(part.sum(1))
-    return torch.stack(sums).view(len(sums), *x.shape[:-2], cut.n)
-
-
 def _strides(stack: Tensor) -> tuple[int, int]:
     """Return how far apart rows are in memory, and matrices."""
     return stack.stride(1), stack.stride(0)
-
-
-def _dct_columns(x: Tensor, indices: Tensor, plus: Tensor | None) -> Tensor:
-    stack, cut, split = _stack(x), _cut(x), splits(x, plus)
-    more = stack if plus is None else _stack(plus)
-    grid, each = _grid(stack, cut)
-    rank = indices.shape[-1]
-    slot = slots_of(cut, x.device)[indices.reshape(-1).long()].to(torch.int32)
-    made = partial(torch.empty, dtype=torch.float32, device=x.device)
-    out, scratch = made(*x.shape[:-1], rank), made(grid[0] * grid[1] * cut.slots)
-    columns_kernel[grid](
-        stack, more, out, scratch, slot, *tables(cut, split, x.device), stack.shape[1], each,
-        *_strides(stack), *_strides(more), rank, 0,
-        PR=padded(rank), ADDED=plus is not None, **_constants(cut, split),
-    )  # fmt: skip
-    return out
 
 
 def _lift_rows(

@@ -13,7 +13,7 @@ from lowrank_core.ops.rows import RowMoments, RowStep, RowWrite, step_rows
 
 @dataclass
 class PassedRows(Generic[A]):
-    """Matrices ``(..., m, n)`` whose rows a step passes over, making their DCT anew for every question.
+    """Matrices ``(..., m, n)`` whose rows a step passes over; their DCT is made on the way, for every question anew.
 
     Several matrices are answered for as one stack of them; what a step needs besides is theirs stacked too, a list of
     writes and of state one after the other. An adapter overrides all methods, or the four for a single matrix
