@@ -27,6 +27,7 @@ ALLOWED = {
 ADAPTED = {
     "lowrank_backends.numpy": {"numpy", "scipy"},
     "lowrank_backends.torch": {"torch"},
+    "lowrank_backends._numba_codes": {"numpy"},
     "lowrank_backends._numba_dct": {"numba", "numpy"},
     "lowrank_backends._numba_lanes": {"numba", "llvmlite"},
     "lowrank_backends._numba_launch": {"torch", "numpy"},
