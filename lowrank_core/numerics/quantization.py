@@ -83,14 +83,27 @@ def dequantize(quantized: Quantized, /) -> Array:
     if quantized.bits == 4:
         pairs = xp.stack([codes >> 4, codes & 15], axis=-1)
         codes = xp.reshape(pairs, (*codes.shape[:-1], 2 * codes.shape[-1]))[..., :size]
-    place = xp.arange(size, dtype=xp.int32, device=ops.device_of(codes)) // BLOCK
-    scale, minimum = (ops.take(x, place, axis=-1) for x in (quantized.scale, quantized.minimum))
-    values = xp.astype(codes, scale.dtype)
-    # Of a block whose span is more than the largest number, the halves are added.
-    wide = quantized.scale > WIDE
+    values = xp.astype(codes, quantized.scale.dtype)
+    if size <= BLOCK:
+        return _decoded(values, quantized.minimum, quantized.scale, ops)
+    # Whole blocks, and what is left: a scale for each number would be as much to read as the numbers.
+    whole, lead = size // BLOCK, codes.shape[:-1]
+    blocks = xp.reshape(values[..., : whole * BLOCK], (*lead, whole, BLOCK))
+    scales = (quantized.minimum[..., :whole, None], quantized.scale[..., :whole, None])
+    numbers = xp.reshape(_decoded(blocks, *scales, ops), (*lead, whole * BLOCK))
+    if size % BLOCK == 0:
+        return numbers
+    last = values[..., whole * BLOCK :]
+    rest = _decoded(last, quantized.minimum[..., whole:], quantized.scale[..., whole:], ops)
+    return xp.concat([numbers, rest], axis=-1)
+
+
+def _decoded(values: Array, minimum: Array, scale: Array, ops: Ops) -> Array:
+    """Return ``minimum + scale * values``; of a block whose span is more than the largest number the halves added."""
+    xp, wide = ops.xp, scale > WIDE
     if ops.is_readable(wide) and not bool(xp.any(wide)):
         return values * scale + minimum
-    half = xp.where(scale > WIDE, xp.full_like(scale, 0.5), xp.ones_like(scale))
+    half = xp.where(wide, xp.full_like(scale, 0.5), xp.ones_like(scale))
     return (values * (scale * half) + minimum * half) / half
 
 
@@ -124,8 +137,10 @@ def _encoded(x: Array, bits: int, ops: Ops) -> tuple[Array, Array, Array]:
     # Compilers make of numbers divided by one and the same number such a product too.
     inverse = 1 / (xp.where(scale > 0, scale, xp.ones_like(scale)) * unit)
     ratio = differences * inverse[..., None]
-    # What is not finite has no code; its block's minimum or scale is not finite either and tells of it.
-    ratio = xp.where(xp.isfinite(ratio), ratio, xp.zeros_like(ratio))
+    # A block with what is not finite has no codes: its minimum or scale is not finite either and tells of it.
+    lost = ~(xp.isfinite(minimum) & xp.isfinite(scale))
+    if not ops.is_readable(lost) or bool(xp.any(lost)):
+        ratio = xp.where(lost[..., None], xp.zeros_like(ratio), ratio)
     codes = xp.astype(xp.clip(xp.round(ratio), 0, levels), xp.uint8)
     codes = xp.reshape(codes, (*lead, size + padding))[..., :size]
     if bits == 4:
