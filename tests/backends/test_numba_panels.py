@@ -211,7 +211,7 @@ def test_steps_of_the_optimizer(panels, torch, monkeypatch, options, shape):
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("kind", ["DCTAdamW", "tiny", "Trion"])
 def test_coefficients_that_are_kept_are_those_made_anew(panels, torch, monkeypatch, kind, side):
-    """And matrices that are stepped together are as they are one by one, to the bit."""
+    """And matrices that are stepped together are as one by one, but where products of stacks round otherwise."""
     import lowrank_torch
     from lowrank_backends import _numba_launch, _torch_panels
 
@@ -230,8 +230,13 @@ def test_coefficients_that_are_kept_are_those_made_anew(panels, torch, monkeypat
             own.step()
         runs.append([p.detach() for p in parameters])
     assert len(calls) == 3 + 3 + 9
-    for other in runs[1:]:
-        assert all(map(torch.equal, runs[0], other))
+    together, anew, alone = runs
+    assert all(map(torch.equal, together, anew))
+    for one, other in zip(together, alone, strict=True):
+        if kind == "Trion":
+            assert_close(one, other, xp=torch, dtype="float32", kind="trajectory")
+        else:
+            assert torch.equal(one, other)
 
 
 # Blocks that are whole, cut and several, of rows and of columns, and calls that end within the matrix.
