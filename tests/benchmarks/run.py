@@ -6,7 +6,7 @@ Everything is a ratio taken in one process, contenders in turns: the median over
 those of the reference in the same round. `--publish` writes into the documentation: the JSON and the pictures into
 `docs/_static/benchmarks`, the tables into `docs/benchmarks.md`. A part not run keeps what an earlier run found.
 
-Needs `pip install 'lowrank-core[torch,jax,examples]'`; what it is compared with, see `--peers`.
+Needs `pip install 'lowrank-core[torch,jax,numba,examples]'`; what it is compared with, see `--peers`.
 """
 
 from __future__ import annotations
