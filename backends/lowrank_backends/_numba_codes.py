@@ -18,24 +18,24 @@ _NAN = np.float32(np.nan)
 
 @compiled
 def decoded(codes, minimum, scale, start, stop, across):
-    """Return rows ``start`` to ``stop`` as numbers, laid out as the codes are."""
+    """Return rows ``start`` to ``stop`` as numbers, laid out as the codes; of lines that are cut they begin a block."""
     first, begin, lines, size = _part(codes, start, stop, across)
     out = np.empty((lines, size), np.float32)
     for line in range(lines):
-        for k in range(size):
+        for k in range(0, size, BLOCK):
             block = (begin + k) // BLOCK
             step, low = scale[first + line, block], minimum[first + line, block]
             # Of a block whose span is more than the largest number, the halves are added.
             half = np.float32(0.5 if step > WIDE else 1)
-            out[line, k] = (
-                np.float32(codes[first + line, begin + k]) * (step * half) + low * half
-            ) / half
+            for place in range(k, min(k + BLOCK, size)):
+                code = np.float32(codes[first + line, begin + place])
+                out[line, place] = (code * (step * half) + low * half) / half
     return out
 
 
 @compiled
 def encode(numbers, codes, minimum, scale, start, stop, across):
-    """Write the numbers that `decoded` returned as codes; of lines that are cut, ``start`` begins a block."""
+    """Write the numbers that `decoded` returned as codes."""
     first, begin, lines, size = _part(codes, start, stop, across)
     for line in range(lines):
         for k in range(0, size, BLOCK):

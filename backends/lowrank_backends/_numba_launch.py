@@ -65,7 +65,16 @@ def _alike(x: Tensor, columns: int, across: bool) -> Tensor:
 
 def dct(x: Tensor) -> Tensor:
     """Return the orthonormal DCT-II of rows ``(m, n)``."""
-    return _columns(x, tables(x.shape[-1]).place)
+    across, held = _lies_across(x), tables(x.shape[-1])
+    out, none = _alike(x, x.shape[-1], across), np.empty((0, 0), np.float32)
+    pair, target = _pair(x, None, across), _rows(out, across)
+
+    def work(own: slice) -> None:
+        how = (own.start, own.stop, across, held.place, tuple(held))
+        _numba_rows.dct_columns(*pair, none, target, *how)
+
+    for_each(work, _ranges(*x.shape))
+    return out
 
 
 def idct(coefficients: Tensor) -> Tensor:
@@ -77,21 +86,6 @@ def idct(coefficients: Tensor) -> Tensor:
 
     def work(own: slice) -> None:
         _numba_rows.idct_rows(source, target, own.start, own.stop, across, held)
-
-    for_each(work, _ranges(*x.shape))
-    return out
-
-
-def _columns(x: Tensor, slots: Any, plus: Tensor | None = None, kept: Any = None) -> Tensor:
-    """Return the columns at these offsets in a panel, of the panels ``kept`` if there are any."""
-    across, held = _lies_across(x), tuple(tables(x.shape[-1]))
-    panels = np.empty((0, 0), np.float32) if kept is None else kept
-    out = _alike(x, len(slots), across)
-    (source, more), target = _pair(x, plus, across), _rows(out, across)
-
-    def work(own: slice) -> None:
-        given = (own.start, own.stop, across, slots, held)
-        _numba_rows.dct_columns(source, more, panels, target, *given)
 
     for_each(work, _ranges(*x.shape))
     return out
@@ -122,7 +116,7 @@ class PanelRows(PassedRows[Tensor]):
         ranges, entries = _ranges(rows, n), tuple(tables(n))
         parts = np.empty((len(norms), count, len(ranges), n), np.float32)
         kept = self._kept = _panels(count, rows, n)
-        pairs = [_pair(x, plus, across) for x, plus in zip(self.gradients, self.added, strict=True)]
+        pairs = self._pairs(across)
 
         def work(item: tuple[int, int]) -> None:
             matrix, place = item
@@ -137,9 +131,20 @@ class PanelRows(PassedRows[Tensor]):
 
     def take(self, indices: Tensor) -> Tensor:
         """Return columns, float32, of the coefficients that were kept, or in one pass."""
-        slots = _slots(indices.view(len(self.gradients), -1), tables(self.gradients[0].shape[-1]))
-        every = zip(self.gradients, slots, self.added, self._held(), strict=True)
-        return self._together([_columns(*own) for own in every], 0)
+        (rows, n), across = self._shape()
+        held, ranges = tables(n), _ranges(rows, n)
+        slots = _slots(indices.view(len(self.gradients), -1), held)
+        own = [_alike(x, slots.shape[-1], across) for x in self.gradients]
+        pairs, kept, targets = self._pairs(across), self._held(), [_rows(x, across) for x in own]
+
+        def work(item: tuple[int, int]) -> None:
+            matrix, place = item
+            part, given = ranges[place], (*pairs[matrix], kept[matrix], targets[matrix])
+            how = (part.start, part.stop, across, slots[matrix], tuple(held))
+            _numba_rows.dct_columns(*given, *how)
+
+        self._share(work, len(ranges))
+        return self._together(own, 0)
 
     def step(
         self, moments: Sequence[RowMoments], job: RowStep, writes: Sequence[RowWrite]
@@ -208,6 +213,10 @@ class PanelRows(PassedRows[Tensor]):
             return
         for item in items:
             work(item)
+
+    def _pairs(self, across: bool) -> list[tuple[Any, Any]]:
+        """Return for each matrix the numbers of its gradient, and of what is added to it."""
+        return [_pair(x, plus, across) for x, plus in zip(self.gradients, self.added, strict=True)]
 
     def _held(self) -> Any:
         """Return for each matrix the panels that were kept of it; none where they were not."""
