@@ -70,18 +70,15 @@ def _adamw(parameters: list[Parameter], _rank: int) -> Optimizer:
     return torch.optim.AdamW(parameters, lr=RATE, fused=True)
 
 
+def _preset(**options: Any) -> Build:
+    return lambda parameters, rank: lowrank_torch.DCTAdamW(
+        parameters, lr=RATE, rank=rank, **options
+    )
+
+
 def _dct_adamw(**options: Any) -> Build:
     # The residual dropped unless said otherwise, as it is by what this is compared with.
-    options = {"preset": None, "residual": "discard", **options}
-    return lambda parameters, rank: lowrank_torch.DCTAdamW(
-        parameters, lr=RATE, rank=rank, **options
-    )
-
-
-def _default(**options: Any) -> Build:
-    return lambda parameters, rank: lowrank_torch.DCTAdamW(
-        parameters, lr=RATE, rank=rank, **options
-    )
+    return _preset(**{"preset": None, "residual": "discard", **options})
 
 
 def _trion(parameters: list[Parameter], rank: int) -> Optimizer:
@@ -165,11 +162,11 @@ _ALL = (
     Peer(ADAMW, _adamw),
     Peer(
         DEFAULT,
-        _default(refresh_every=SELDOM),
+        _preset(refresh_every=SELDOM),
         period=10,
-        build_refreshing=_default(refresh_every=1),
+        build_refreshing=_preset(refresh_every=1),
     ),
-    Peer("DCT-AdamW, 8 bits (tiny)", _default(preset="tiny")),
+    Peer("DCT-AdamW, 8 bits (tiny)", _preset(preset="tiny")),
     Peer(DCT_ADAMW, _dct_adamw()),
     Peer(SIGN, _dct_adamw(residual="sign")),
     Peer(

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import lowrank_torch
-from _peers import RATE
+from _peers import DEFAULT, RATE, TRION
 from _race import Contender, Effort, race
 from _steps import Matrices
 from _tables import Column, Findings, Table, Target
@@ -15,16 +15,19 @@ from torch.optim import AdamW, Optimizer
 
 #: Times PyTorch's AdamW by lists of tensors.
 ALLOWED = 2.0
+#: One by one over stacked, of the largest stack.
+SPEED_UP = 2.0
+ALONE = ", `foreach=False`"
 FOREACH, FUSED = "AdamW, `foreach=True`", "AdamW, `fused=True`"
-DEFAULT = "DCT-AdamW, the default"
 DCT_ADAMW: Callable[..., Optimizer] = lowrank_torch.DCTAdamW
 BUILDS: dict[str, Callable[..., Optimizer]] = {
     FOREACH: partial(AdamW, foreach=True),
     FUSED: partial(AdamW, fused=True),
     DEFAULT: partial(DCT_ADAMW, rank=0.25),
-    f"{DEFAULT}, `foreach=False`": partial(DCT_ADAMW, rank=0.25, foreach=False),
+    DEFAULT + ALONE: partial(DCT_ADAMW, rank=0.25, foreach=False),
     "DCT-AdamW, residual dropped": partial(DCT_ADAMW, rank=0.25, preset=None, residual="discard"),
-    "Trion": partial(lowrank_torch.Trion, rank=0.25),
+    TRION: partial(lowrank_torch.Trion, rank=0.25),
+    TRION + ALONE: partial(lowrank_torch.Trion, rank=0.25, foreach=False),
 }
 #: How many, and of what shape.
 STACKS = ((16, (64, 256)), (64, (64, 256)), (256, (64, 256)), (200, (256, 256)))
@@ -63,4 +66,7 @@ def run(effort: Effort, *, quick: bool) -> Findings:
         found.tables.append(table)
         ratio = times[DEFAULT].ratio(times[FOREACH])
         found.targets.append(Target(f"{DEFAULT} over AdamW by lists, {what}", ALLOWED, ratio))
+    for name in (DEFAULT, TRION):
+        gain, label = times[name + ALONE].ratio(times[name]), f"{name}: one by one over stacked"
+        found.targets.append(Target(f"{label}, {what}", SPEED_UP, gain, at_least=True))
     return found
